@@ -1,0 +1,479 @@
+"""Reading refs, and changing them: compare-and-swap for one, a journal for several.
+
+Peers (cfsctl, bootc) write tags under the *shared* repository lock and without looking, so a lock cannot keep them out.
+Every change therefore says what it expects and looks at what came out:
+
+=========  ==============================================================  ============================================
+change     step                                                            what came out is not what was expected
+=========  ==============================================================  ============================================
+make       ``symlinkat``, which refuses where anything is                  nothing was changed
+move       exchange with a prepared link in ``cfs-tags/tmp/``              exchange back, until our own link comes out
+delete     rename to ``cfs-tags/tmp/``                                     put back, without replacing what is there now
+=========  ==============================================================  ============================================
+
+**Journal.** A transaction that is more than one new ref is first written to ``cfs-tags/journal/<id>.json``: every ref with
+its old and new link; with several refs it is on disk before the first is changed.  It is removed when all of them are on
+disk and the reflog is written.  A journal that is there when a writer starts was left by a crash and is recovered first:
+
+* every ref has its old or its new value, and every new target is complete: the rest is done (rolled forward);
+* else: refs that have the new value are put back, those that others moved are left, and the reflog says
+  ``transaction-abandoned``.  A ref is not put back to a target that is gone: it would stop every collector.
+
+What a crash left of a peer's value in ``tmp/`` is put back before either.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from cfs_tags.errors import ExpectationFailed, LockTimeout, ReadOnlyRepository, SystemFailure, TransactionAbandoned
+from cfs_tags.formats import layout
+from cfs_tags.repo import contents, fsops, reflog
+from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cfs_tags.repo.store import ReadRepo, WriteRepo
+
+__all__ = ["ABSENT", "LOCK_FILE", "NO_NOTE", "Note", "Outcome", "Plan", "RefChange", "RefEntry", "transact", "walk"]
+
+ABSENT = "absent"
+"""How errors call the value of a ref that is not there."""
+LOCK_FILE = f"{layout.STATE}/refs.lock"
+_TMP = f"{layout.STATE}/tmp"
+_JOURNAL = f"{layout.STATE}/journal"
+_MAX_JOURNAL = 256 << 20
+_MAX_DEPTH = 64
+
+
+class RefEntry(NamedTuple):
+    """Something below ``refs/``: its path from the repository, and the text of its link, None where it is no link."""
+
+    path: str
+    target: str | None
+
+
+class RefChange(NamedTuple):
+    """One ref and what becomes of it.  ``old`` and ``new`` are link texts, None for absent; ``action`` is for the reflog."""
+
+    path: str
+    old: str | None
+    new: str | None
+    action: str
+
+
+class Note(NamedTuple):
+    """What the reflog is told besides the change: why, and by whom."""
+
+    reason: str | None = None
+    by: str | None = None
+
+
+NO_NOTE = Note()
+
+
+class Plan(Protocol):
+    """What a planner returns: at least the changes."""
+
+    @property
+    def changes(self) -> Sequence[RefChange]:
+        """In the order in which they are made."""
+        ...
+
+
+P = TypeVar("P", bound=Plan)
+
+
+class Outcome(NamedTuple):
+    """Transactions of a crashed writer that were taken back before this one."""
+
+    abandoned: tuple[TransactionAbandoned, ...]
+
+
+def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
+    """All that stands below a directory of refs, at any depth, directories themselves excepted; nothing where it is absent.
+
+    Names come in no order.  What vanishes while it is read is left out.
+
+    Args:
+        repo: where.
+        top: ``streams/refs``, ``images/refs`` or a directory below them.
+
+    Raises:
+        FormatError: a directory on the way is a link or file.
+    """
+    pending = [(top, 0)]
+    while pending:
+        path, depth = pending.pop()
+        fd = repo.directory(path)
+        if fd is None:
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        try:
+                            yield RefEntry(f"{path}/{entry.name}", os.readlink(entry.name, dir_fd=fd))
+                        except FileNotFoundError:
+                            continue
+                        except OSError:
+                            yield RefEntry(f"{path}/{entry.name}", None)
+                    elif entry.is_dir(follow_symlinks=False) and depth < _MAX_DEPTH:
+                        pending.append((f"{path}/{entry.name}", depth + 1))
+                    else:
+                        yield RefEntry(f"{path}/{entry.name}", None)
+        finally:
+            os.close(fd)
+
+
+def transact(
+    repo: WriteRepo, plan: Callable[[], P], note: Note = NO_NOTE, timeout: float = DEFAULT_TIMEOUT
+) -> tuple[P, Outcome]:
+    """Plan changes under the locks, then make them: all, or none.
+
+    Holds the repository lock shared (collectors stay out, peers do not) and the refs lock exclusive; on a file system
+    without RENAME_EXCHANGE, where a move cannot be compared, the repository lock exclusive.
+
+    Args:
+        repo: where.
+        plan: called with the locks held; reads the refs and returns a plan, or raises to change nothing.
+        note: for the reflog.
+        timeout: seconds to wait for both locks together.
+
+    Returns:
+        the plan that was carried out, and what was recovered first.
+
+    Raises:
+        ExpectationFailed: a peer moved a ref between the plan and the change; its value stays, nothing was changed.
+        LockTimeout, LockConflict: the locks were not to be had.
+        SystemFailure: the system refused; nothing was changed.
+    """
+    try:
+        return _transact(repo, plan, note, timeout, exclusive=False)
+    except fsops.ExchangeUnsupported:
+        return _transact(repo, plan, note, timeout, exclusive=True)
+
+
+def _transact(
+    repo: WriteRepo, plan: Callable[[], P], note: Note, timeout: float, *, exclusive: bool
+) -> tuple[P, Outcome]:
+    with _writer(repo, timeout, exclusive) as writer:
+        abandoned = writer.recover()
+        made = plan()
+        writer.commit([change for change in made.changes if change.old != change.new], note)
+        return made, Outcome(abandoned)
+
+
+@contextmanager
+def _writer(repo: WriteRepo, timeout: float, exclusive: bool) -> Iterator[_Writer]:
+    deadline = monotonic() + timeout
+    with repo.locked("exclusive" if exclusive else "shared", timeout):
+        _prepare(repo)
+        lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
+        left = max(0.0, deadline - monotonic())
+        try:
+            with lock.hold("exclusive", repo.fd, LOCK_FILE, left, queue=True):
+                yield _Writer(repo, exclusive)
+        except LockTimeout as error:
+            error.seconds = timeout
+            raise
+
+
+def _prepare(repo: WriteRepo) -> None:
+    """Make the directories of our state, once."""
+    for path in (_TMP, _JOURNAL, reflog.DIRECTORY):
+        repo.make_directories(path)
+    try:
+        fsops.create_file(repo.fd, LOCK_FILE, b"", repo.owner)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise _failure(error, repo, LOCK_FILE) from error
+
+
+class _Journal(NamedTuple):
+    """What ``cfs-tags/journal/<id>.json`` holds."""
+
+    transaction: str
+    note: Note
+    changes: tuple[RefChange, ...]
+
+    @property
+    def path(self) -> str:
+        return f"{_JOURNAL}/{self.transaction}.json"
+
+    def spare(self, index: int) -> str:
+        """Where the link of change ``index`` is prepared, and what came out is kept until the end."""
+        return f"{_TMP}/{self.transaction}.{index}"
+
+    def entry(self, change: RefChange, time: str) -> reflog.Entry:
+        return reflog.Entry(
+            change.path, change.old, change.new, change.action, time, self.transaction, self.note.reason, self.note.by
+        )
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(
+            {"transaction": self.transaction, "note": self.note, "changes": self.changes}, separators=(",", ":")
+        ).encode("ascii")
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Journal | None:
+        """None for what a crash tore: nothing had been changed then."""
+        try:
+            document = json.loads(data)
+            note = Note(*document["note"])
+            return cls(document["transaction"], note, tuple(RefChange(*change) for change in document["changes"]))
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+
+class _Writer:
+    """Changes refs while the locks are held."""
+
+    def __init__(self, repo: WriteRepo, exclusive: bool) -> None:
+        self._repo = repo
+        self._fd = repo.fd
+        self._exclusive = exclusive
+
+    # -- doing ---------------------------------------------------------------------------------------------------------
+
+    def commit(self, changes: list[RefChange], note: Note) -> None:
+        if not changes:
+            return
+        journal = _Journal(os.urandom(8).hex(), note, tuple(changes))
+        parents = sorted({change.path.rpartition("/")[0] for change in changes})
+        for parent in parents:
+            self._repo.make_directories(parent)
+        several = len(changes) > 1
+        journalled = several or changes[0].old is not None
+        done = 0
+        try:
+            # a ref must not reach the disk before the link that it leads to
+            for tree in sorted({change.path.partition("/")[0] for change in changes if change.new is not None}):
+                fsops.sync(self._fd, tree)
+            if journalled:
+                self._write_journal(journal, durable=several)
+            for index, change in enumerate(changes):
+                self._change(change, journal.spare(index))
+                done += 1
+            for parent in parents:
+                fsops.sync(self._fd, parent)
+            time = reflog.timestamp()
+            reflog.append(self._repo, (journal.entry(change, time) for change in changes))
+        except (Exception, KeyboardInterrupt) as error:
+            with suppress(OSError):  # what cannot be undone now is for the recovery: the journal stays
+                self._take_back(journal, done)
+                if journalled:
+                    self._clean(journal, durable=several)
+            if isinstance(error, OSError) and not isinstance(error, fsops.ExchangeUnsupported):
+                raise _failure(error, self._repo, changes[min(done, len(changes) - 1)].path) from error
+            raise
+        if journalled:
+            try:
+                self._clean(journal, durable=several)
+            except OSError as error:
+                raise _failure(error, self._repo, journal.path) from error
+
+    def _change(self, change: RefChange, spare: str) -> None:
+        """One change, with its comparison.  After ExpectationFailed the ref is what its peer made it."""
+        path, old, new = change.path, change.old, change.new
+        if old is None:
+            assert new is not None
+            try:
+                fsops.make_link(self._fd, path, new)
+            except FileExistsError:
+                raise _expected(change, self._value(path)) from None
+            return
+        try:
+            if new is None:
+                fsops.rename(self._fd, path, spare)
+            elif self._exclusive:
+                # nobody else has the repository open: a plain look is a comparison
+                if self._value(path) != old:
+                    raise _expected(change, self._value(path))
+                fsops.make_link(self._fd, spare, new)
+                fsops.rename(self._fd, spare, path)
+                return
+            else:
+                fsops.make_link(self._fd, spare, new)
+                fsops.exchange(self._fd, spare, path)
+        except FileNotFoundError:
+            raise _expected(change, None) from None
+        found = self._value(spare)
+        if found != old:
+            self._put_back(path, spare, new)
+            raise _expected(change, found)
+
+    def _put_back(self, path: str, spare: str, ours: str | None) -> None:
+        """Give a ref its peer's value back, from ``spare``; ``ours`` is what we put there, None for nothing."""
+        if ours is None:
+            found = self._value(spare)
+            try:
+                if found is not None:
+                    fsops.make_link(self._fd, path, found)
+            except FileExistsError:
+                pass  # the peer was here again: its newest value stays
+            except OSError:
+                # no room for a new link: the old one goes back as it is, where nothing has come in between
+                if self._value(path) is None:
+                    fsops.rename(self._fd, spare, path)
+            return
+        put: str | None = ours
+        for _ in range(100):
+            try:
+                holding = self._value(spare)
+                fsops.exchange(self._fd, spare, path)
+            except FileNotFoundError:
+                return  # removed meanwhile: that is the newest value
+            if self._value(spare) == put:
+                return  # what we had put there came out: what is there now is the peer's
+            put = holding
+
+    def _value(self, path: str) -> str | None:
+        """The link at ``path``; the empty text, which no link has, for something that is no link."""
+        try:
+            return os.readlink(path, dir_fd=self._fd)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return ""
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise
+
+    # -- undoing and recovering ----------------------------------------------------------------------------------------
+
+    def _take_back(self, journal: _Journal, done: int) -> None:
+        """Undo the first ``done`` changes, newest first, and leave what peers moved since."""
+        for index in reversed(range(done)):
+            change = journal.changes[index]
+            spare = journal.spare(index)
+            if change.new is None:
+                self._put_back(change.path, spare, None)
+            else:
+                self._undo(change, f"{spare}.undo")
+
+    def _undo(self, change: RefChange, spare: str) -> bool:
+        """Give one ref its old value, if it still has the new one.  False where a peer moved it."""
+        try:
+            self._change(RefChange(change.path, change.new, change.old, change.action), spare)
+        except ExpectationFailed:
+            return False
+        finally:
+            self._discard(spare)
+        return True
+
+    def recover(self) -> tuple[TransactionAbandoned, ...]:
+        """Finish or take back what crashed writers left; then clear ``tmp/``."""
+        abandoned = []
+        try:
+            for name in sorted(self._repo.names(_JOURNAL) or ()):
+                path = f"{_JOURNAL}/{name}"
+                journal = _Journal.parse(self._repo.read_file(path, _MAX_JOURNAL) or b"")
+                if journal is not None and journal.path == path:
+                    reasons = self._recover(journal)
+                    if reasons:
+                        abandoned.append(TransactionAbandoned(transaction=journal.transaction, reasons=reasons))
+                fsops.remove(self._fd, path)
+                fsops.sync(self._fd, _JOURNAL)
+            for name in self._repo.names(_TMP) or ():
+                self._discard(f"{_TMP}/{name}")
+        except OSError as error:
+            raise _failure(error, self._repo, _JOURNAL) from error
+        return tuple(abandoned)
+
+    def _recover(self, journal: _Journal) -> tuple[str, ...]:
+        """Reasons for taking the transaction back; none when it was finished."""
+        for index, change in enumerate(journal.changes):
+            self._rescue(change, journal.spare(index))
+        reasons = []
+        for change in journal.changes:
+            value = self._value(change.path)
+            if value not in (change.old, change.new):
+                reasons.append(f"{change.path} was moved by somebody else")
+            elif change.new is not None:
+                reasons.extend(contents.missing_behind(self._repo, change.path, change.new))
+        if not reasons:
+            try:
+                for index, change in enumerate(journal.changes):
+                    if self._value(change.path) != change.new:
+                        self._discard(journal.spare(index))
+                        self._change(change, journal.spare(index))
+            except ExpectationFailed as error:
+                reasons.append(error.message)
+        entries = []
+        time = reflog.timestamp()
+        for index, change in enumerate(journal.changes):
+            if not reasons:
+                entries.append(journal.entry(change, time))
+            elif self._value(change.path) == change.new:
+                back = change.old
+                if back is not None and contents.missing_behind(self._repo, change.path, back):
+                    back = None
+                undone = change._replace(old=back)
+                if undone.old == undone.new or self._undo(undone, f"{journal.spare(index)}.undo"):
+                    entries.append(
+                        journal.entry(change, time)._replace(new=back, action="transaction-abandoned")
+                    )
+        for parent in sorted({change.path.rpartition("/")[0] for change in journal.changes}):
+            if self._repo.is_directory(parent):
+                fsops.sync(self._fd, parent)
+        reflog.append(self._repo, entries)
+        return tuple(reasons)
+
+    def _rescue(self, change: RefChange, spare: str) -> None:
+        """Put back a peer's value that came out just before the crash."""
+        found = self._value(spare)
+        if found in (None, change.old, change.new):
+            return
+        if change.new is None:
+            self._put_back(change.path, spare, None)
+        elif self._value(change.path) == change.new:
+            self._put_back(change.path, spare, change.new)
+
+    # -- housekeeping --------------------------------------------------------------------------------------------------
+
+    def _write_journal(self, journal: _Journal, *, durable: bool) -> None:
+        if durable:
+            spare = f"{_TMP}/{journal.transaction}.journal"
+            fsops.replace_file(self._fd, journal.path, journal.to_bytes(), spare, self._repo.owner)
+            fsops.sync(self._fd, _JOURNAL)
+        else:
+            fsops.create_file(self._fd, journal.path, journal.to_bytes(), self._repo.owner)
+
+    def _clean(self, journal: _Journal, *, durable: bool) -> None:
+        """Forget a transaction that is done, or undone; the journal goes first and, if it was on disk, for good."""
+        try:
+            fsops.remove(self._fd, journal.path)
+        except FileNotFoundError:
+            return
+        if durable:
+            fsops.sync(self._fd, _JOURNAL)
+        for index, change in enumerate(journal.changes):
+            if change.old is not None:
+                self._discard(journal.spare(index))
+
+    def _discard(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            fsops.remove(self._fd, path)
+
+
+def _expected(change: RefChange, found: str | None) -> ExpectationFailed:
+    return ExpectationFailed(
+        ref=change.path, wanted=_shown(change.old), found="something that is no link" if found == "" else _shown(found)
+    )
+
+
+def _shown(link: str | None) -> str:
+    return ABSENT if link is None else link.rpartition("/")[2]
+
+
+def _failure(error: OSError, repo: ReadRepo, path: str) -> Exception:
+    if error.errno == errno.EROFS:
+        return ReadOnlyRepository(path=repo.path, reason="the file system is mounted read-only")
+    return SystemFailure.of(error, "write", os.path.join(repo.path, path))

@@ -1,0 +1,467 @@
+"""A repository on disk: opening it, its locks, and its objects, streams and images.
+
+:meth:`Repository.open` gives a :class:`ReadRepo`, which creates nothing, ``meta.json`` included, and has no method that
+changes anything; with ``write=True`` a :class:`WriteRepo`.  Opening takes no lock: look-ups need none, and what needs
+one holds it for as long as :meth:`ReadRepo.locked` says.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, overload
+
+from cfs_tags.errors import (
+    FormatError,
+    MissingObject,
+    NotALink,
+    ReadOnlyRepository,
+    RepositoryNotFound,
+    SystemFailure,
+)
+from cfs_tags.formats import layout
+from cfs_tags.repo import fsops
+from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
+from cfs_tags.values import Algorithm, ContentId, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from cfs_tags.formats.repometa import RepoMeta
+    from cfs_tags.formats.splitstream import SplitStream
+    from cfs_tags.repo.lock import Mode
+
+__all__ = ["MAX_JSON_OBJECT", "ReadRepo", "Repository", "WriteRepo"]
+
+MAX_JSON_OBJECT = 16 << 20
+"""Largest manifest or config, and largest splitstream of one, that is read into memory, in bytes."""
+
+_META = "meta.json"
+_MAX_META = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# non-blocking, so that a pipe put in the place of an object cannot hold us up
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+class Repository:
+    """The way in: ``Repository.open(path)`` to read, ``Repository.open(path, write=True)`` to write."""
+
+    @overload
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, write: Literal[False] = False) -> ReadRepo: ...
+    @overload
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, write: Literal[True]) -> WriteRepo: ...
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, write: bool = False) -> ReadRepo:
+        """Open a repository.  Takes no lock and writes nothing.
+
+        Args:
+            path: of the repository directory.
+            write: whether a :class:`WriteRepo` is wanted.
+
+        Raises:
+            RepositoryNotFound: there is none at ``path``.
+            UnsupportedVersion, UnsupportedFeature: it was made by or for a newer program.
+            ReadOnlyRepository: ``write``, and it may only be read: an unknown read-only-compatible feature, or a file
+                system that is mounted read-only.
+            FormatError: ``meta.json`` makes no sense.
+            SystemFailure: the system refused, for example for lack of permission.
+        """
+        return (WriteRepo if write else ReadRepo)(os.fspath(path))
+
+
+class ReadRepo:
+    """A repository that is only read.  Close it, or use it as a context manager.
+
+    Attributes:
+        path: as it was given.
+        fd: descriptor of the repository directory; paths given to methods are relative to it.
+        meta: what ``meta.json`` says, None where there is none (repositories older than composefs-rs 0.7).
+        algorithm: of its objects.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise RepositoryNotFound(path=path, reason="nothing is there") from None
+        except NotADirectoryError:
+            raise RepositoryNotFound(path=path, reason="it is not a directory") from None
+        except OSError as error:
+            raise SystemFailure.of(error, "open", path) from error
+        try:
+            self.meta = self._read_meta()
+            self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor.  Harmless when repeated."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    # -- what kind of repository ---------------------------------------------------------------------------------------
+
+    def _read_meta(self) -> RepoMeta | None:
+        data = self.read_file(_META, _MAX_META)
+        if data is None:
+            return None
+        from cfs_tags.formats import repometa
+
+        try:
+            return repometa.parse(data)
+        except FormatError as error:
+            error.path = f"{self.path}/{_META}"
+            raise
+
+    def _infer_algorithm(self) -> Algorithm:
+        # the way composefs-rs does it for repositories without meta.json: by the name of any object
+        parents = self.names(layout.OBJECTS)
+        if parents is None:
+            raise RepositoryNotFound(path=self.path, reason="it has neither meta.json nor objects/")
+        for parent in parents:
+            for name in self.names(f"{layout.OBJECTS}/{parent}") or ():
+                algorithm = Algorithm.of_hex_length(len(parent) + len(name))
+                if algorithm is not None:
+                    return algorithm
+        raise RepositoryNotFound(path=self.path, reason="it has no meta.json and no object that would tell its algorithm")
+
+    @property
+    def is_bootc(self) -> bool:
+        """Whether bootc keeps its deployments here: its containers-storage is inside, or ``state/deploy`` beside."""
+        return self.is_directory("bootc") or self.sysroot is not None
+
+    @property
+    def sysroot(self) -> str | None:
+        """The physical root whose ``composefs/`` this is, when ``state/deploy`` stands beside it; else None."""
+        return os.path.join(self.path, "..") if self.is_directory("../state/deploy") else None
+
+    def is_directory(self, path: str) -> bool:
+        """Whether a directory, no link to one, is at ``path``."""
+        try:
+            return stat.S_ISDIR(os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, mode: Mode = "shared", timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
+        """Hold the repository lock for the block: ``shared`` keeps collectors out, ``exclusive`` everybody.
+
+        Args:
+            mode: ``shared`` or ``exclusive``.
+            timeout: seconds to wait.
+
+        Raises:
+            LockTimeout: not to be had in time; names the holders.
+            LockConflict: this process has it in a mode that excludes the wanted one.
+        """
+        with Lock.of(self.fd, ".", self.path).hold(mode, self.fd, ".", timeout):
+            yield
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def read_file(self, path: str, limit: int) -> bytes | None:
+        """The bytes of a regular file in the repository, None where there is none.
+
+        Args:
+            path: relative to the repository.
+            limit: largest size, in bytes, that is read.
+
+        Raises:
+            FormatError: it is larger, or something else than a file.
+            SystemFailure: the system refused.
+        """
+        try:
+            fd = os.open(path, _FILE, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            if error.errno == errno.ELOOP:
+                raise self._malformed(path, "a regular file", "a link") from None
+            raise SystemFailure.of(error, "read", self._shown(path)) from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._malformed(path, "a regular file", "something else")
+            if status.st_size > limit:
+                raise self._malformed(path, f"at most {limit} bytes", f"{status.st_size} bytes")
+            return _read(fd, status.st_size)
+        except OSError as error:
+            raise SystemFailure.of(error, "read", self._shown(path)) from error
+        finally:
+            os.close(fd)
+
+    def read_link(self, path: str) -> str | None:
+        """The text of a link in the repository, None where there is nothing.
+
+        Raises:
+            NotALink: something else is there.
+            SystemFailure: the system refused.
+        """
+        try:
+            return os.readlink(path, dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return None
+            if error.errno == errno.EINVAL:
+                raise NotALink(path=self._shown(path), found=self._kind(path)) from None
+            raise SystemFailure.of(error, "read", self._shown(path)) from error
+
+    def directory(self, path: str) -> int | None:
+        """A descriptor of a directory in the repository, to be closed by the caller; None where there is none.
+
+        Raises:
+            FormatError: something else is there, or a link leads away.
+        """
+        try:
+            return os.open(path, _DIRECTORY, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+        except NotADirectoryError:
+            raise self._malformed(path, "a directory", self._kind(path)) from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise self._malformed(path, "a directory", "a link") from None
+            raise SystemFailure.of(error, "read", self._shown(path)) from error
+
+    def names(self, path: str) -> list[str] | None:
+        """The names in a directory of the repository, in no order; None where there is none."""
+        fd = self.directory(path)
+        if fd is None:
+            return None
+        try:
+            return os.listdir(fd)
+        finally:
+            os.close(fd)
+
+    def _kind(self, path: str) -> str:
+        try:
+            mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
+        except OSError:
+            return "gone"
+        return "a directory" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "neither file nor directory"
+
+    def _shown(self, path: str) -> str:
+        return os.path.join(self.path, path)
+
+    def _malformed(self, path: str, wanted: str, found: str) -> FormatError:
+        return FormatError(structure="repository", offset=0, wanted=wanted, found=found, path=self._shown(path))
+
+    # -- objects and streams -------------------------------------------------------------------------------------------
+
+    def has_object(self, object_id: ObjectId) -> bool:
+        """Whether the object is there."""
+        try:
+            status = os.stat(layout.object_path(object_id), dir_fd=self.fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise SystemFailure.of(error, "look at", self._shown(layout.object_path(object_id))) from error
+        return stat.S_ISREG(status.st_mode)
+
+    def read_object(self, object_id: ObjectId, limit: int, needed_by: str) -> bytes:
+        """The bytes of an object.  They are not measured: that is what ``fsck`` does.
+
+        Args:
+            object_id: which.
+            limit: largest size, in bytes, that is read.
+            needed_by: what names the object, for the error.
+
+        Raises:
+            MissingObject: it is not there.
+            FormatError: it is larger than ``limit``, or no file.
+        """
+        data = self.read_file(layout.object_path(object_id), limit)
+        if data is None:
+            raise MissingObject(object=object_id, needed_by=needed_by)
+        return data
+
+    def stream_object(self, content_id: ContentId) -> ObjectId | None:
+        """The object of a splitstream, by its link in ``streams/``; None where there is no such link.
+
+        Raises:
+            NotALink, FormatError: what is there is no link to an object.
+        """
+        return self._linked_object(f"{layout.STREAMS}/{content_id}")
+
+    def image_object(self, name: str) -> ObjectId | None:
+        """The object of an EROFS image, by its link in ``images/``; None where there is no such link."""
+        return self._linked_object(f"{layout.IMAGES}/{name}")
+
+    def _linked_object(self, path: str) -> ObjectId | None:
+        target = self.read_link(path)
+        return None if target is None else layout.object_of_link(target, self.algorithm, self._shown(path))
+
+    def stream(self, object_id: ObjectId, needed_by: str) -> SplitStream:
+        """The splitstream in an object.
+
+        Args:
+            object_id: of the splitstream itself.
+            needed_by: what names it, for the error.
+
+        Raises:
+            MissingObject: it is not there.
+            FormatError: it is no splitstream of this repository's algorithm.
+        """
+        from cfs_tags.formats import splitstream
+
+        data = self.read_object(object_id, MAX_JSON_OBJECT, needed_by)
+        try:
+            return splitstream.parse(data, self.algorithm)
+        except FormatError as error:
+            error.path = self._shown(layout.object_path(object_id))
+            raise
+
+    def sole_content(self, stream: SplitStream, needed_by: str) -> bytes:
+        """The bytes that a manifest, config or blob stream stands for: those of its only external object.
+
+        Raises:
+            MissingObject: the object is not there.
+            FormatError: the stream has another shape, or the object is larger than :data:`MAX_JSON_OBJECT`.
+        """
+        from cfs_tags.formats import splitstream
+
+        return self.read_object(splitstream.sole_object(stream), MAX_JSON_OBJECT, needed_by)
+
+
+class WriteRepo(ReadRepo):
+    """A repository that may be written.  What changes refs is in ``repo/refs.py``; this adds content."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            self._refuse_read_only()
+            self.owner = self._foreign_owner()
+        except BaseException:
+            self.close()
+            raise
+
+    def _refuse_read_only(self) -> None:
+        if self.meta is not None and self.meta.unknown_read_only:
+            features = ", ".join(self.meta.unknown_read_only)
+            raise ReadOnlyRepository(path=self.path, reason=f"this program may not write with the feature {features}")
+        if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
+            raise ReadOnlyRepository(path=self.path, reason="the file system is mounted read-only")
+
+    def _foreign_owner(self) -> fsops.Owner | None:
+        # what root makes in a user's repository must stay the user's to change
+        status = os.fstat(self.fd)
+        if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            return status.st_uid, status.st_gid
+        return None
+
+    def make_directories(self, path: str) -> None:
+        """Make a directory of the repository and its parents, and have their names on disk."""
+        if self.is_directory(path):
+            return
+        parent, _, _ = path.rpartition("/")
+        if parent:
+            self.make_directories(parent)
+        try:
+            if fsops.make_directory(self.fd, path, self.owner):
+                fsops.sync(self.fd, parent or ".")
+            elif not self.is_directory(path):
+                raise self._malformed(path, "a directory", self._kind(path))
+        except OSError as error:
+            raise SystemFailure.of(error, "make", self._shown(path)) from error
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``)."""
+        import fcntl
+
+        try:
+            fd = os.open(_META, _FILE, dir_fd=self.fd)
+        except OSError:
+            return False
+        try:
+            # struct fsverity_digest of linux/fsverity.h: algorithm and size (in: room), then the digest
+            fcntl.ioctl(fd, 0xC0046686, bytearray(b"\0\0\x40\0" + bytes(64)))
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def add_object(self, data: bytes) -> ObjectId:
+        """Store bytes, named by their fs-verity digest.  Not synced: :meth:`add_stream` does that for all before it.
+
+        Raises:
+            SystemFailure: the system refused; nothing is named then.
+        """
+        from cfs_tags.formats import fsverity
+
+        object_id = fsverity.measure(data, self.algorithm)
+        if self.has_object(object_id):
+            return object_id
+        path = layout.object_path(object_id)
+        self.make_directories(f"{layout.OBJECTS}/{object_id[:2]}")
+        try:
+            fd = fsops.open_unnamed(self.fd, layout.OBJECTS)
+            try:
+                if self.owner is not None:
+                    os.fchown(fd, *self.owner)
+                fsops.write(fd, data)
+                if self.is_secure:
+                    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+                    os.close(fd)  # the kernel measures no file that somebody has open for writing
+                    fd = reader
+                    fsops.enable_verity(fd, self.algorithm.number)
+                fsops.adopt_object(fd, self.fd, path)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise SystemFailure.of(error, "write", self._shown(path)) from error
+        return object_id
+
+    def add_stream(self, content_id: ContentId, data: bytes) -> ObjectId:
+        """Store a splitstream and give it its name in ``streams/``, after everything it names is on disk.
+
+        Returns:
+            the object of the splitstream: the one that was there already where the name is taken.
+        """
+        found = self.stream_object(content_id)
+        if found is not None:
+            return found
+        object_id = self.add_object(data)
+        path = f"{layout.STREAMS}/{content_id}"
+        self.make_directories(layout.STREAMS)
+        try:
+            fsops.sync_filesystem(self.fd)
+            fsops.make_link(self.fd, path, layout.object_link(object_id))
+            fsops.sync(self.fd, layout.STREAMS)
+        except FileExistsError:
+            return self.stream_object(content_id) or object_id
+        except OSError as error:
+            raise SystemFailure.of(error, "write", self._shown(path)) from error
+        return object_id
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = os.read(fd, size)
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
+            break
+        data += more
+    return data

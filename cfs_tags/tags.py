@@ -1,0 +1,491 @@
+"""Tags: names for manifests, who owns them, and the planning of every change to them.
+
+A tag is one link, in one of these homes; a name has one home.
+
+=========  =======================================  ====================================================================
+home       where                                    seen by
+=========  =======================================  ====================================================================
+shared     ``streams/refs/oci/<name>``              cfsctl, bootc, app image tooling
+private    ``streams/refs/cfs-tags/tags/<name>``    cfs-tag alone; a root for everybody
+lease      ``…/cfs-tags/leases/<expiry>.<n>/…``     as private; until the expiry
+trash      ``…/cfs-tags/trash/<expiry>.<n>/…``      as ``@trash/<name>``: no tag any more, content kept until the expiry
+=========  =======================================  ====================================================================
+
+Nothing here takes a lock or changes anything: what vanishes while it is read is shown as it is.  ``tagging.py`` changes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import (
+    AmbiguousName,
+    BadRefLink,
+    CfsTagsError,
+    InvalidArgument,
+    ReflogEntryNotFound,
+    TagNotFound,
+    TargetNotFound,
+)
+from cfs_tags.formats import layout
+from cfs_tags.repo import contents, reflog, refs
+from cfs_tags.values import MAX_NAME_BYTES, ContentId, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cfs_tags.repo.contents import StoredImage
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = [
+    "BOOTC_PREFIX",
+    "HOMES",
+    "OWNERS",
+    "Facts",
+    "LogLine",
+    "Tag",
+    "digest_of",
+    "facts",
+    "find",
+    "list_tags",
+    "log",
+    "logged_digest",
+    "owner_of",
+    "previous_digest",
+    "referrers",
+    "resolve",
+    "split_numbered",
+    "trash",
+]
+
+OWNERS = ("app", "bootc", "deployment", "foreign")
+"""Who may move or delete a ref: see ``owner_of``."""
+BOOTC_PREFIX = "localhost/bootc-"
+"""bootc takes every tag with this prefix for its own, and removes those that it cannot match to a deployment
+(bootc 1.16.9, ``bootc_composefs/gc.rs``)."""
+
+HOMES = {
+    "shared": layout.SHARED_TAGS,
+    "private": layout.PRIVATE_TAGS,
+    "lease": layout.LEASES,
+    "trash": layout.TRASH,
+    "deployment": layout.DEPLOYMENTS,
+}
+"""Where the refs of each home stand."""
+
+_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
+_NUMBERED = re.compile(r"(.+)@\{(\d{1,9})\}", re.DOTALL | re.ASCII)
+_HEX = re.compile(r"[0-9a-f]+", re.ASCII)
+_SHORTEST_PREFIX = 6
+_MANIFEST = "oci-manifest-"
+
+
+class Tag(NamedTuple):
+    """A tag, or another ref in a listing.
+
+    ``digest`` is the manifest's, None where the link leads to something else; ``home`` is ``shared``, ``private``,
+    ``lease``, ``trash``, ``deployment`` or ``other``; ``path`` is where the ref stands and ``link`` what it says;
+    ``problem`` says in one line what is wrong with it; ``expires`` is set for leases and trash
+    (``YYYYMMDDThhmmssZ``).
+    """
+
+    name: str
+    digest: Digest | None
+    home: str
+    owner: str
+    path: str
+    link: str
+    problem: str | None = None
+    expires: str | None = None
+
+    @property
+    def value(self) -> str:
+        """The digest, or the text of a link that leads to no manifest."""
+        return self.digest or self.link
+
+
+class Facts(NamedTuple):
+    """What a listing says of a manifest: the facts of ``cfsctl oci images --json``, as it says them."""
+
+    is_container: bool
+    architecture: str
+    os: str
+    created: str | None
+    layer_count: int
+
+
+class LogLine(NamedTuple):
+    """One entry of a tag's history.  ``number`` counts back from 0, the newest: the N of ``NAME@{N}``."""
+
+    number: int
+    name: str
+    entry: reflog.Entry
+    old: str | None
+    new: str | None
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def owner_of(name: str) -> str:
+    """``bootc`` for tags with bootc's prefix, ``app`` for all others."""
+    return "bootc" if name.startswith(BOOTC_PREFIX) else "app"
+
+
+def list_tags(repo: ReadRepo, *, owners: Sequence[str] = ("app", "bootc", "deployment")) -> list[Tag]:
+    """All tags, leases and deployment refs, by name; foreign refs too where ``owners`` has ``foreign``.
+
+    Takes no lock.  A ref that leads nowhere, or should not be there, is a row with its ``problem``.
+
+    Raises:
+        FormatError: a directory of refs is no directory.
+    """
+    found: list[Tag] = []
+    health = _Health(repo)
+    for home, top in HOMES.items():
+        if home == "trash":
+            continue
+        owned = home == "deployment"
+        if (owned and "deployment" not in owners) or (not owned and "app" not in owners and "bootc" not in owners):
+            continue
+        start = len(top) + 1
+        for path, link in refs.walk(repo, top):
+            tag = health.tag(home, path, path[start:], link)
+            if tag.owner in owners:
+                found.append(tag)
+    if "foreign" in owners:
+        found.extend(_foreign(repo, health))
+    found.sort(key=lambda tag: tag.name)
+    return found
+
+
+def trash(repo: ReadRepo) -> list[Tag]:
+    """Deleted tags that are kept for a while, by name, then expiry."""
+    health = _Health(repo)
+    start = len(layout.TRASH) + 1
+    found = [health.tag("trash", path, path[start:], link) for path, link in refs.walk(repo, layout.TRASH)]
+    return sorted(found, key=lambda tag: (tag.name, tag.expires or ""))
+
+
+def find(repo: ReadRepo, name: str) -> Tag | None:
+    """The tag of exactly that name, in whichever home, or None.  Takes no lock."""
+    health = _Health(repo)
+    for home, path in _places(repo, name):
+        target = _link(repo, path)
+        if target is not None:
+            return health.tag(home, path, path[len(HOMES[home]) + 1 :], target)
+    return _find_lease(repo, name, health)
+
+
+def resolve(repo: ReadRepo, text: str) -> Digest:
+    """The manifest that a name stands for.
+
+    Args:
+        text: a tag; ``@sha256:`` and hexadecimal digits, or at least six of them; ``@deployment/<id or prefix>``;
+            ``@trash/<name>``; ``NAME@{N}`` from the log; or, where no tag is called that, ``sha256:`` and digits.
+
+    Raises:
+        TagNotFound, TargetNotFound, ReflogEntryNotFound: it stands for nothing.
+        AmbiguousName: a prefix fits several.
+        InvalidArgument: ``@`` and something else.
+        BadRefLink, TargetNotFound: the tag leads somewhere that is no manifest, or to nothing.
+    """
+    if text.startswith("@"):
+        return _resolve_special(repo, text)
+    tag = find(repo, text)
+    if tag is not None:
+        return digest_of(tag)
+    numbered = split_numbered(text)
+    if numbered is not None:
+        return logged_digest(repo, *numbered)
+    if text.startswith("sha256:") and _HEX.fullmatch(text[7:]):
+        return _by_prefix(repo, text)
+    raise TagNotFound(name=text)
+
+
+def split_numbered(text: str) -> tuple[str, int] | None:
+    """``NAME@{N}`` as name and number; None for other text."""
+    match = _NUMBERED.fullmatch(text)
+    return (match[1], int(match[2])) if match is not None else None
+
+
+def facts(image: StoredImage) -> Facts:
+    """The facts of a listing.  Artifacts have neither architecture nor os nor creation time, as with cfsctl."""
+    config = image.config
+    return Facts(
+        is_container=image.manifest.is_container,
+        architecture=config.architecture if config is not None else "",
+        os=config.os if config is not None else "",
+        created=config.created if config is not None else None,
+        layer_count=len(image.manifest.layers),
+    )
+
+
+def referrers(repo: ReadRepo, digest: Digest) -> list[Digest]:
+    """Digests of the artifacts that say they refer to a manifest (signatures, SBOMs), sorted."""
+    found = []
+    for name in repo.names(f"{layout.REFERRERS}/{digest}") or ():
+        try:
+            found.append(Digest.parse(name))
+        except CfsTagsError:
+            continue
+    return sorted(found)
+
+
+def log(repo: ReadRepo, name: str) -> list[LogLine]:
+    """The history of a tag, newest first, completed with what others did since the last record.  Takes no lock.
+
+    Raises:
+        TagNotFound: there is no such tag, and never was.
+    """
+    lines = _history(repo, name)
+    if not lines:
+        raise TagNotFound(name=name)
+    return lines
+
+
+# -- details -----------------------------------------------------------------------------------------------------------
+
+
+
+
+class _Health:
+    """Makes rows of refs, and looks at each target once."""
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self._repo = repo
+        self._targets: dict[str, tuple[Digest | None, str | None]] = {}
+
+    def tag(self, home: str, path: str, relative: str, link: str | None) -> Tag:
+        """A row for the ref at ``path``; ``relative`` is the path within the home."""
+        expires = None
+        if home in ("lease", "trash"):
+            directory, _, relative = relative.partition("/")
+            match = _EXPIRY.fullmatch(directory)
+            expires = match[1] if match is not None else None
+        name = layout.decode_name(relative)
+        if home == "deployment":
+            name, owner = f"@deployment/{name}", "deployment"
+        elif home == "trash":
+            name, owner = f"@trash/{name}", "app"
+        else:
+            owner = "bootc" if name.startswith(BOOTC_PREFIX) else "app"
+        digest, problem = self.target(path, link)
+        if problem is None and home == "shared" and relative.startswith(".symlink-"):
+            problem = "left over from an interrupted cfsctl"
+        return Tag(name, digest, home, owner, path, link or "", problem, expires)
+
+    def target(self, path: str, link: str | None) -> tuple[Digest | None, str | None]:
+        """Digest and problem of a ref."""
+        if link is None:
+            return None, "no link, which stops the collectors of cfsctl and bootc"
+        known = self._targets.get(link)
+        if known is None or known[1] is not None:  # a problem names its path
+            known = self._targets[link] = self._look(path, link)
+        return known
+
+    def _look(self, path: str, link: str) -> tuple[Digest | None, str | None]:
+        digest = None
+        try:
+            content_id = layout.ref_target(path, link)
+            digest = content_id.manifest_digest
+            object_id = self._repo.stream_object(content_id)
+        except BadRefLink as error:
+            return None, error.reason
+        except CfsTagsError as error:
+            return digest, error.message
+        if object_id is None:
+            return digest, "dangling: it leads to nothing, which stops the collectors of cfsctl and bootc"
+        if not self._repo.has_object(object_id):
+            return digest, "its object is missing"
+        return digest, None if digest is not None else f"it leads to {content_id}, which is no manifest"
+
+
+def _foreign(repo: ReadRepo, health: _Health) -> Iterator[Tag]:
+    ours = (layout.SHARED_TAGS, layout.OUR_REFS, layout.OUR_IMAGE_REFS)
+    for tree in (layout.STREAM_REFS, layout.IMAGE_REFS):
+        for path, link in refs.walk(repo, tree):
+            if path.startswith(tuple(f"{top}/" for top in ours)):
+                continue
+            digest, problem = None, None
+            if link is None:
+                problem = "no link, which stops the collectors of cfsctl and bootc"
+            elif tree == layout.STREAM_REFS:
+                digest, problem = health.target(path, link)
+                if problem is not None and problem.endswith("no manifest"):
+                    problem = None
+            elif (missing := contents.missing_behind(repo, path, link)) != ():
+                problem = missing[0]
+            yield Tag(path, digest, "other", "foreign", path, link or "", problem)
+
+
+def _component(name: str) -> str | None:
+    """The file name of a tag, None where no file can have it."""
+    try:
+        size = len(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return None
+    if not name or "\0" in name or name in (".", "..") or size > MAX_NAME_BYTES:
+        return None
+    encoded = layout.encode_name(name)
+    return encoded if len(encoded) - len(name) + size <= MAX_NAME_BYTES else None
+
+
+def _places(repo: ReadRepo, name: str) -> Iterator[tuple[str, str]]:
+    component = _component(name)
+    if component is not None:
+        yield "shared", f"{layout.SHARED_TAGS}/{component}"
+        yield "private", f"{layout.PRIVATE_TAGS}/{component}"
+    # cfsctl lists what stands in real directories below oci/ under its path; no link is followed to get there
+    parts = name.split("/")
+    if len(parts) > 1 and all(part and part not in (".", "..") and "\0" not in part for part in parts):
+        path = layout.SHARED_TAGS
+        for part in parts[:-1]:
+            path = f"{path}/{part}"
+            if not repo.is_directory(path):
+                return
+        yield "shared", f"{path}/{parts[-1]}"
+
+
+def _find_lease(repo: ReadRepo, name: str, health: _Health) -> Tag | None:
+    component = _component(name)
+    if component is None:
+        return None
+    for directory in sorted(repo.names(layout.LEASES) or (), reverse=True):
+        relative = f"{directory}/{component}"
+        target = _link(repo, f"{layout.LEASES}/{relative}")
+        if target is not None:
+            return health.tag("lease", f"{layout.LEASES}/{relative}", relative, target)
+    return None
+
+
+def _link(repo: ReadRepo, path: str) -> str | None:
+    try:
+        return repo.read_link(path)
+    except CfsTagsError:
+        return ""
+
+
+def digest_of(tag: Tag) -> Digest:
+    """The manifest's digest of a tag.
+
+    Raises:
+        BadRefLink: the tag leads to something else.
+    """
+    if tag.digest is None:
+        raise BadRefLink(path=tag.path, target=tag.link, reason=tag.problem or "it leads to no manifest")
+    return tag.digest
+
+
+def _resolve_special(repo: ReadRepo, text: str) -> Digest:
+    kind, _, rest = text[1:].partition("/")
+    if text.startswith("@sha256:"):
+        return _by_prefix(repo, text[1:])
+    if kind == "deployment" and rest:
+        return _deployment(repo, rest)
+    if kind == "trash" and rest:
+        for tag in reversed(trash(repo)):
+            if tag.name == text:
+                return digest_of(tag)
+        raise TagNotFound(name=text)
+    raise InvalidArgument(
+        argument="name", value=text, reason="is none of @sha256:DIGITS, @deployment/ID and @trash/NAME"
+    )
+
+
+def _by_prefix(repo: ReadRepo, text: str) -> Digest:
+    digits = text.partition(":")[2]
+    if len(digits) == 64 and _HEX.fullmatch(digits):
+        digest = Digest.trusted(text)
+        if repo.stream_object(ContentId.manifest(digest)) is None:
+            raise TargetNotFound(kind="manifest", name=text)
+        return digest
+    if len(digits) < _SHORTEST_PREFIX or not _HEX.fullmatch(digits):
+        raise InvalidArgument(
+            argument="digest", value=text, reason=f"needs {_SHORTEST_PREFIX} to 64 hexadecimal digits in lower case"
+        )
+    start = _MANIFEST + text
+    found = [name[len(_MANIFEST) :] for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
+    return Digest.parse(_only(found, text, "manifest"))
+
+
+def _deployment(repo: ReadRepo, prefix: str) -> Digest:
+    found = [name for name in repo.names(layout.DEPLOYMENTS) or () if name.startswith(prefix)]
+    path = f"{layout.DEPLOYMENTS}/{_only(found, prefix, 'deployment ref')}"
+    link = repo.read_link(path)
+    return digest_of(_Health(repo).tag("deployment", path, path.rpartition("/")[2], link))
+
+
+def _only(found: list[str], text: str, kind: str) -> str:
+    if not found:
+        raise TargetNotFound(kind=kind, name=text)
+    if len(found) > 1:
+        raise AmbiguousName(name=text, candidates=tuple(sorted(found)))
+    return found[0]
+
+
+def _history(repo: ReadRepo, name: str) -> list[LogLine]:
+    if name.startswith("@deployment/"):
+        paths = [f"{layout.DEPLOYMENTS}/{name.partition('/')[2]}"]
+    else:
+        component = _component(name)
+        paths = [f"{top}/{component}" for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS)] if component else []
+        tag = find(repo, name)
+        if tag is not None and tag.path not in paths:
+            paths.append(tag.path)
+    entries: list[reflog.Entry] = []
+    for path in paths:
+        known = reflog.history(repo, path).entries
+        entries.extend(reflog.with_found(known, path, _link(repo, path), reflog.timestamp()))
+    entries = _one_home(entries)
+    entries.sort(key=lambda entry: entry.time, reverse=True)
+    return [
+        LogLine(number, name, entry, _digest_text(entry.old), _digest_text(entry.new))
+        for number, entry in enumerate(entries)
+    ]
+
+
+def _one_home(entries: list[reflog.Entry]) -> list[reflog.Entry]:
+    """A move between homes as one entry: what was made in one and removed from another in the same transaction."""
+    made = {entry.transaction: entry for entry in entries if entry.new is not None}
+    left = {entry.transaction: entry.old for entry in entries if entry.new is None}
+    result = []
+    for entry in entries:
+        if entry.transaction in made and entry.transaction in left:
+            if entry.new is not None:
+                result.append(entry._replace(old=entry.old or left[entry.transaction]))
+        else:
+            result.append(entry)
+    return result
+
+
+def _digest_text(link: str | None) -> str | None:
+    return None if link is None else link.rpartition("/")[2].removeprefix(_MANIFEST)
+
+
+def logged_digest(repo: ReadRepo, name: str, number: int) -> Digest:
+    """The value that a tag had after entry ``number`` of its log, 0 being the newest.
+
+    Raises:
+        TagNotFound: no such tag, ever.
+        ReflogEntryNotFound: no such entry, or the tag was absent then.
+    """
+    lines = _history(repo, name)
+    if not lines:
+        raise TagNotFound(name=name)
+    if number >= len(lines) or lines[number].new is None:
+        raise ReflogEntryNotFound(name=name, number=number, entries=len(lines))
+    return Digest.parse(str(lines[number].new))
+
+
+def previous_digest(repo: ReadRepo, name: str, current: Tag | None) -> Digest:
+    """The newest value in a tag's log that differs from the present one.  Raises as :func:`logged_digest`."""
+    now = current.value if current is not None else None
+    lines = _history(repo, name)
+    if not lines:
+        raise TagNotFound(name=name)
+    for line in lines:
+        if line.new is not None and line.new != now:
+            return Digest.parse(line.new)
+    raise ReflogEntryNotFound(name=name, number=1, entries=len(lines))
