@@ -1,0 +1,61 @@
+# Needs make and Python 3.11 or newer with venv; everything else goes into .venv.
+SHELL := /bin/sh
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BENCH_VENV := .venv-bench
+IN := $(VENV)/bin
+SOURCES := $(shell find cfs_tags -name '*.py' -o -name py.typed)
+# the wheels for building and installing come from wherever pip is set up to look
+PIP := -m pip --disable-pip-version-check --no-input --quiet
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint bench clean
+help: ## show what there is
+	@echo 'make demo    run cfs-tag on a copy of the recorded host in examples/'
+	@echo 'make test    linters, types, import contracts and all tests'
+	@echo 'make lint    the linters, types and import contracts alone'
+	@echo 'make bench   measure time and memory of the installed program'
+	@echo 'make clean   remove what make made'
+	@echo 'Options: PYTHON=/path/to/python3 (3.11 or newer), PYTEST_ARGS="-k name", CFS_TAGS_REQUIRE_PEERS=1'
+
+demo: $(VENV)/installed
+	@PATH="$(CURDIR)/$(IN):$$PATH" sh examples/demo.sh
+
+test: lint
+	$(IN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/tools
+	$(IN)/ruff check .
+	$(IN)/ruff format --check .
+	$(IN)/mypy
+	$(IN)/lint-imports --no-cache --no-timing
+
+bench: $(BENCH_VENV)/installed
+	# not python -m pytest, which would find the checkout before the installed package
+	$(BENCH_VENV)/bin/pytest -m bench -s $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find cfs_tags tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# editable: the checkout is what runs
+$(VENV)/installed: pyproject.toml scripts/make-venv
+	sh scripts/make-venv $(VENV)
+	$(IN)/python $(PIP) install --editable .
+	@touch $@
+
+$(VENV)/tools: $(VENV)/installed
+	$(IN)/python $(PIP) install --editable '.[dev]'
+	@touch $@
+
+# A wheel with compiled bytecode: start-up is measured as users have it, whatever the environment says about bytecode.
+$(BENCH_VENV)/installed: pyproject.toml scripts/make-venv $(SOURCES)
+	sh scripts/make-venv $(BENCH_VENV)
+	rm -rf build
+	$(BENCH_VENV)/bin/python $(PIP) install --compile --force-reinstall --no-deps .
+	$(BENCH_VENV)/bin/python $(PIP) install --compile '.[dev]'
+	@rm -rf build
+	@touch $@

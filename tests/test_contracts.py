@@ -1,0 +1,202 @@
+"""The rules of the code's layout: which module may import, print or change what.
+
+Each rule is tried on a piece of code that breaks it, too, so that a check that finds nothing is known to look.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "cfs_tags"
+MODULES = sorted(path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py"))
+LIBRARY = [name for name in MODULES if not name.startswith(("cfs_tags/cli/", "cfs_tags/__main__"))]
+
+TOOLKIT = {"typer", "rich", "click"}
+CONSOLE = {"print", "input", "exit", "quit"}
+ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "get_exec_path"}
+EXITS = {"os._exit", "os.abort", "sys.exit"}
+STREAMS = {"sys.stdout", "sys.stderr", "sys.stdin", "sys.argv"}
+
+OS_CHANGES = {
+    *("chmod", "chown", "fchmod", "fchown", "lchmod", "lchown", "utime", "setxattr", "removexattr"),
+    *("link", "symlink", "mkdir", "makedirs", "mkfifo", "mknod"),
+    *("rename", "renames", "replace", "remove", "unlink", "rmdir", "removedirs"),
+    *("truncate", "ftruncate", "write", "writev", "pwrite", "pwritev", "sendfile", "copy_file_range", "splice"),
+    *("fsync", "fdatasync", "sync", "posix_fallocate"),
+}
+OS_WRITING_FLAGS = {"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE", "O_EXCL"}
+PATH_CHANGES = {
+    *("write_text", "write_bytes", "touch", "symlink_to", "hardlink_to", "mkdir", "rmdir", "unlink"),
+    *("chmod", "lchmod", "renameat2", "syncfs"),
+}
+WRITING_MODULES = {"shutil", "tempfile"}
+
+Finder = Callable[[ast.Module], Iterator[tuple[int, str]]]
+
+
+def imports(code: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Line, module and name of everything that is imported anywhere in the module, at the top or in a function."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, ""
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                yield node.lineno, node.module or "", alias.name
+
+
+def attributes(code: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every ``module.name``."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield node.lineno, f"{node.value.id}.{node.attr}"
+
+
+def talks_or_exits(code: ast.Module) -> Iterator[tuple[int, str]]:
+    """What only the command line may do: print, exit, read the environment, use its toolkit."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONSOLE:
+            yield node.lineno, f"{node.func.id}()"
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            if isinstance(raised, ast.Name) and raised.id == "SystemExit":
+                yield node.lineno, "raise SystemExit"
+    for line, text in attributes(code):
+        owner, _, name = text.partition(".")
+        if text in EXITS or text in STREAMS or (owner == "os" and name in ENVIRONMENT):
+            yield line, text
+    for line, module, name in imports(code):
+        top = module.partition(".")[0]
+        if top in TOOLKIT or (top == "os" and name in ENVIRONMENT) or (top, name) == ("sys", "exit"):
+            yield line, f"import {module} {name}".rstrip()
+
+
+def changes_the_disk(code: ast.Module) -> Iterator[tuple[int, str]]:
+    """What only ``fsops`` may do: every way to change a file system."""
+    for line, text in attributes(code):
+        owner, _, name = text.partition(".")
+        if owner == "os" and (name in OS_CHANGES or name in OS_WRITING_FLAGS):
+            yield line, text
+    for line, module, name in imports(code):
+        if module.partition(".")[0] in WRITING_MODULES or (module == "os" and name in OS_CHANGES | OS_WRITING_FLAGS):
+            yield line, f"import {module} {name}".rstrip()
+    for node in ast.walk(code):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Attribute) and not _is_fsops(node.func.value) and node.func.attr in PATH_CHANGES:
+            yield node.lineno, f".{node.func.attr}()"
+        if _writing_mode(node):
+            yield node.lineno, "open() for writing"
+
+
+def _is_fsops(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "fsops"
+
+
+def _writing_mode(call: ast.Call) -> bool:
+    """Whether this is ``open(file, mode)``, ``os.fdopen(fd, mode)`` or ``path.open(mode)`` with a mode that writes."""
+    match call.func:
+        case ast.Name(id="open") | ast.Attribute(value=ast.Name(id="os" | "io"), attr="fdopen" | "open"):
+            place = 1
+        case ast.Attribute(attr="open"):
+            place = 0
+        case _:
+            return False
+    modes = [*call.args[place : place + 1], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+    texts = [mode.value for mode in modes if isinstance(mode, ast.Constant) and isinstance(mode.value, str)]
+    return any(set(text) & set("wax+") for text in texts)
+
+
+def imports_an_operation(code: ast.Module) -> Iterator[tuple[int, str]]:
+    """Operations are called as ``fsops.name``: one imported by name could not be interrupted by tests."""
+    for line, module, name in imports(code):
+        if module == "cfs_tags.repo.fsops" and name.islower():
+            yield line, f"from {module} import {name}"
+
+
+def findings(rule: Finder, path: str) -> list[str]:
+    code = ast.parse((ROOT / path).read_text(), path)
+    return [f"{path}:{line}: {what}" for line, what in sorted(rule(code))]
+
+
+@pytest.mark.parametrize("path", LIBRARY)
+def test_only_the_command_line_prints_exits_or_reads_the_environment(path: str) -> None:
+    assert findings(talks_or_exits, path) == []
+
+
+@pytest.mark.parametrize("path", [name for name in MODULES if name != "cfs_tags/repo/fsops.py"])
+def test_only_fsops_changes_the_disk(path: str) -> None:
+    assert findings(changes_the_disk, path) == []
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_operations_are_called_through_their_module(path: str) -> None:
+    assert findings(imports_an_operation, path) == []
+
+
+def test_every_public_function_of_fsops_that_changes_the_disk_can_be_interrupted() -> None:
+    from cfs_tags.repo import fsops
+
+    code = ast.parse((PACKAGE / "repo" / "fsops.py").read_text())
+    functions = {node.name: node for node in code.body if isinstance(node, ast.FunctionDef)}
+    public = {name for name in functions if not name.startswith("_")}
+
+    assert set(fsops.MUTATING) <= public
+    for name in public - set(fsops.MUTATING):
+        inner = ast.Module(body=[functions[name]], type_ignores=[])
+        assert list(changes_the_disk(inner)) == [], name
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        (talks_or_exits, "print('x')"),
+        (talks_or_exits, "import sys\ndef f():\n    sys.exit(1)"),
+        (talks_or_exits, "raise SystemExit(2)"),
+        (talks_or_exits, "import os\nhome = os.environ['HOME']"),
+        (talks_or_exits, "from os import getenv"),
+        (talks_or_exits, "def f():\n    import rich.table"),
+        (talks_or_exits, "import sys\nsys.stdout.write('x')"),
+        (changes_the_disk, "import os\nos.symlink('a', 'b')"),
+        (changes_the_disk, "import os\nos.open('a', os.O_RDONLY | os.O_CREAT)"),
+        (changes_the_disk, "open('a', 'w')"),
+        (changes_the_disk, "import os\nos.fdopen(3, mode='r+b')"),
+        (changes_the_disk, "path.open('ab')"),
+        (changes_the_disk, "path.write_text('x')"),
+        (changes_the_disk, "import tempfile"),
+        (changes_the_disk, "libc.renameat2(1, b'a', 1, b'b', 2)"),
+        (imports_an_operation, "from cfs_tags.repo.fsops import rename"),
+    ],
+)
+def test_each_rule_finds_what_breaks_it(rule: Finder, code: str) -> None:
+    assert len(list(rule(ast.parse(code)))) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nos.open('a', os.O_RDONLY | os.O_CLOEXEC)",
+        "open('a')",
+        "open('a', 'rb')",
+        "fsops.rename(fd, 'a', 'b')",
+    ],
+)
+def test_reading_breaks_no_rule(code: str) -> None:
+    assert list(changes_the_disk(ast.parse(code))) == []
+
+
+def test_a_module_imports_lower_layers_only() -> None:
+    linter = Path(sysconfig.get_path("scripts")) / "lint-imports"
+    done = subprocess.run(
+        [sys.executable, linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
