@@ -1,0 +1,579 @@
+"""OCI manifests, configs and indexes: what is needed of them, from bytes as they were fetched.
+
+The shape is that of the OCI image specification 1.1.  What is required and what may be absent follows the parser of
+composefs-rs 0.9.4 (the crate oci-spec 0.10), so that an image that ``cfsctl oci images`` lists is one that can be read
+here, with the same facts: a key that is not known is ignored, an optional key may be null, a known key must not stand
+there twice.  Text is kept as it stands; it is foreign, and none of it is safe to print as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+
+from cfs_tags.errors import FormatError, InvalidDigest
+from cfs_tags.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "MAX_CONFIG",
+    "MAX_INDEX",
+    "MAX_MANIFEST",
+    "MEDIA_TYPE_CONFIG",
+    "MEDIA_TYPE_DOCKER_CONFIG",
+    "MEDIA_TYPE_DOCKER_INDEX",
+    "MEDIA_TYPE_DOCKER_MANIFEST",
+    "MEDIA_TYPE_EMPTY",
+    "MEDIA_TYPE_INDEX",
+    "MEDIA_TYPE_MANIFEST",
+    "Descriptor",
+    "History",
+    "ImageConfig",
+    "Index",
+    "Manifest",
+    "Platform",
+    "kind",
+    "parse_config",
+    "parse_index",
+    "parse_manifest",
+    "parse_manifest_or_index",
+]
+
+MAX_MANIFEST = 4 << 20
+"""Bytes of the longest manifest that is read: what registries must take, and the most that skopeo reads.  Hostile JSON
+takes 40 times its length in memory while it is parsed."""
+
+MAX_CONFIG = 4 << 20
+"""Bytes of the longest config that is read, for the same reasons."""
+
+MAX_INDEX = 4 << 20
+"""Bytes of the longest index that is read, for the same reasons."""
+
+MEDIA_TYPE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+MEDIA_TYPE_INDEX = "application/vnd.oci.image.index.v1+json"
+MEDIA_TYPE_CONFIG = "application/vnd.oci.image.config.v1+json"
+MEDIA_TYPE_EMPTY = "application/vnd.oci.empty.v1+json"
+MEDIA_TYPE_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+MEDIA_TYPE_DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
+MEDIA_TYPE_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+
+Kind = Literal["manifest", "index"]
+
+# oci-spec, digest.rs: beside the three algorithms that are registered any other; never a "/"
+_OTHER_DIGEST = r"(?!sha(?:256|384|512):)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+"
+
+# what is read of each object: these keys must not stand there twice
+_MANIFEST_KEYS = ("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations")
+_INDEX_KEYS = ("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations")
+_DESCRIPTOR_KEYS = ("mediaType", "digest", "size", "annotations", "platform", "artifactType", "urls")
+_PLATFORM_KEYS = ("architecture", "os", "variant", "os.version")
+_CONFIG_KEYS = ("architecture", "os", "created", "author", "variant", "os.version", "config", "rootfs", "history")
+_ROOTFS_KEYS = ("type", "diff_ids")
+_RUN_KEYS = ("Labels", "Entrypoint", "Cmd", "Env", "User", "WorkingDir", "StopSignal")
+_HISTORY_KEYS = ("created", "created_by", "author", "comment", "empty_layer")
+
+
+class Platform(NamedTuple):
+    """What a manifest of an index runs on.  Empty text where the index does not say."""
+
+    architecture: str
+    os: str
+    variant: str | None = None
+    os_version: str | None = None
+
+
+class Descriptor(NamedTuple):
+    """A reference to content.
+
+    Attributes:
+        media_type: of the content.
+        digest: of the content.
+        size: of the content, in bytes.
+        annotations: foreign text by key.
+        platform: in an index, what the manifest runs on.
+        artifact_type: in an index, of the artifact that the manifest describes.
+        urls: where else the content may be had.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: Mapping[str, str] = {}
+    platform: Platform | None = None
+    artifact_type: str | None = None
+    urls: tuple[str, ...] = ()
+
+
+class Manifest(NamedTuple):
+    """An image manifest: of a container image, or of an artifact.
+
+    Attributes:
+        config: the config; its media type tells images from artifacts.
+        layers: bottom first.
+        subject: what a referrer (signature, attestation) is about.
+        artifact_type: of an artifact.
+        media_type: of the manifest itself, None where it does not say.
+        annotations: foreign text by key.
+        schema_version: 2.
+    """
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    subject: Descriptor | None = None
+    artifact_type: str | None = None
+    media_type: str | None = None
+    annotations: Mapping[str, str] = {}
+    schema_version: int = 2
+
+    @property
+    def is_container(self) -> bool:
+        """Whether this is a container image for cfsctl: the config has OCI's media type for image configs.
+
+        Docker's has another, and such a manifest is an artifact to composefs-rs 0.9.4 (``oci_image.rs``); ``cfsctl oci
+        pull`` never stores one, because skopeo converts it.
+        """
+        return self.config.media_type == MEDIA_TYPE_CONFIG
+
+
+class History(NamedTuple):
+    """One step of an image's making."""
+
+    created: str | None = None
+    created_by: str | None = None
+    author: str | None = None
+    comment: str | None = None
+    empty_layer: bool = False
+
+
+class ImageConfig(NamedTuple):
+    """The config of a container image.
+
+    Attributes:
+        architecture: as Go names it, such as ``amd64``.
+        os: as Go names it, such as ``linux``.
+        diff_ids: digests of the uncompressed layers, bottom first.
+        created: when, as it stands in the config (RFC 3339 where the builder kept to the rules).
+        author: who.
+        variant: of the architecture.
+        os_version: of the operating system.
+        labels: foreign text by key.
+        entrypoint: what a container runs.
+        cmd: arguments for it.
+        env: ``NAME=value`` each.
+        user: who a container runs as.
+        working_dir: where a container starts.
+        stop_signal: how a container is stopped.
+        history: oldest first.
+    """
+
+    architecture: str
+    os: str
+    diff_ids: tuple[Digest, ...]
+    created: str | None = None
+    author: str | None = None
+    variant: str | None = None
+    os_version: str | None = None
+    labels: Mapping[str, str] = {}
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    user: str | None = None
+    working_dir: str | None = None
+    stop_signal: str | None = None
+    history: tuple[History, ...] = ()
+
+
+class Index(NamedTuple):
+    """An image index: one image for several platforms, or the table of contents of an OCI layout.
+
+    Attributes:
+        manifests: in the order of the index.
+        media_type: of the index itself, None where it does not say.
+        artifact_type: of an artifact.
+        subject: what a referrer is about.
+        annotations: foreign text by key.
+        schema_version: 2.
+    """
+
+    manifests: tuple[Descriptor, ...]
+    media_type: str | None = None
+    artifact_type: str | None = None
+    subject: Descriptor | None = None
+    annotations: Mapping[str, str] = {}
+    schema_version: int = 2
+
+
+def kind(data: bytes) -> Kind:
+    """What a document is: ``"manifest"`` or ``"index"``, of OCI or Docker.
+
+    Raises:
+        FormatError: neither; or both, as a document that means one thing here and another there.
+    """
+    return _kind(_load(data, "manifest or index", MAX_MANIFEST))
+
+
+def parse_manifest(data: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        FormatError: too long, no JSON, or not the shape; ``wanted`` says where, as a JSON pointer.
+    """
+    return _manifest(_load(data, "manifest", MAX_MANIFEST))
+
+
+def parse_index(data: bytes) -> Index:
+    """Read an index.
+
+    Raises:
+        FormatError: as :func:`parse_manifest`.
+    """
+    return _index(_load(data, "index", MAX_INDEX))
+
+
+def parse_manifest_or_index(data: bytes) -> Manifest | Index:
+    """Read whichever of the two it is.
+
+    Raises:
+        FormatError: as :func:`kind` and :func:`parse_manifest`.
+    """
+    document = _load(data, "manifest or index", MAX_MANIFEST)
+    return _index(document) if _kind(document) == "index" else _manifest(document)
+
+
+def parse_config(data: bytes) -> ImageConfig:
+    """Read the config of a container image.  That of an artifact may be anything and is not for this function.
+
+    Raises:
+        FormatError: as :func:`parse_manifest`.
+    """
+    document = _load(data, "config", MAX_CONFIG)
+    try:
+        document = _struct(document, _CONFIG_KEYS)
+        try:
+            rootfs = _struct(document.get("rootfs"), _ROOTFS_KEYS)
+            _text(rootfs, "type")
+            diff_ids = _digests(rootfs, "diff_ids")
+        except _Wrong as wrong:
+            raise wrong.under("rootfs") from None
+        try:
+            run = {} if document.get("config") is None else _struct(document["config"], _RUN_KEYS)
+            labels = _text_map(run, "Labels")
+            entrypoint = _texts(run, "Entrypoint")
+            cmd = _texts(run, "Cmd")
+            env = _texts(run, "Env")
+            user = _optional_text(run, "User")
+            working_dir = _optional_text(run, "WorkingDir")
+            stop_signal = _optional_text(run, "StopSignal")
+        except _Wrong as wrong:
+            raise wrong.under("config") from None
+        return ImageConfig(
+            architecture=_text(document, "architecture"),
+            os=_text(document, "os"),
+            diff_ids=diff_ids,
+            created=_optional_text(document, "created"),
+            author=_optional_text(document, "author"),
+            variant=_optional_text(document, "variant"),
+            os_version=_optional_text(document, "os.version"),
+            labels=labels,
+            entrypoint=entrypoint,
+            cmd=cmd,
+            env=env,
+            user=user,
+            working_dir=working_dir,
+            stop_signal=stop_signal,
+            history=_history(document),
+        )
+    except _Wrong as wrong:
+        raise wrong.as_error("config") from None
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def _kind(document: dict[str, Any]) -> Kind:
+    is_index = "manifests" in document
+    is_manifest = "layers" in document or "config" in document
+    if is_index and is_manifest:
+        # such a document is run as one thing and verified as another
+        found = "manifests beside config or layers"
+    elif not is_index and not is_manifest:
+        found = "neither manifests nor config and layers"
+    else:
+        return "index" if is_index else "manifest"
+    raise FormatError(structure="manifest or index", offset=0, wanted="either a manifest or an index", found=found)
+
+
+def _manifest(document: dict[str, Any]) -> Manifest:
+    try:
+        if "manifests" in document and "config" not in document:
+            raise _Wrong("a manifest", "an index")
+        document = _struct(document, _MANIFEST_KEYS)
+        return Manifest(
+            config=_descriptor(document.get("config"), "config"),
+            layers=_descriptors(document, "layers"),
+            subject=_subject(document),
+            artifact_type=_optional_text(document, "artifactType"),
+            media_type=_optional_text(document, "mediaType"),
+            annotations=_text_map(document, "annotations"),
+            schema_version=_number(document, "schemaVersion", 1 << 32),
+        )
+    except _Wrong as wrong:
+        raise wrong.as_error("manifest") from None
+
+
+def _index(document: dict[str, Any]) -> Index:
+    try:
+        if "manifests" not in document and "config" in document:
+            raise _Wrong("an index", "a manifest")
+        document = _struct(document, _INDEX_KEYS)
+        return Index(
+            manifests=_descriptors(document, "manifests"),
+            media_type=_optional_text(document, "mediaType"),
+            artifact_type=_optional_text(document, "artifactType"),
+            subject=_subject(document),
+            annotations=_text_map(document, "annotations"),
+            schema_version=_number(document, "schemaVersion", 1 << 32),
+        )
+    except _Wrong as wrong:
+        raise wrong.as_error("index") from None
+
+
+def _subject(document: dict[str, Any]) -> Descriptor | None:
+    subject = document.get("subject")
+    return None if subject is None else _descriptor(subject, "subject")
+
+
+def _descriptors(document: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
+    return tuple([_descriptor(item, key, number) for number, item in enumerate(_list(document, key))])
+
+
+def _descriptor(value: object, key: str, number: int | None = None) -> Descriptor:
+    try:
+        fields = _struct(value, _DESCRIPTOR_KEYS)
+        # by position: of an image with many layers this is what takes the time
+        return Descriptor(
+            _text(fields, "mediaType"),
+            _digest(fields.get("digest")),
+            _number(fields, "size", 1 << 64),
+            _text_map(fields, "annotations"),
+            _platform(fields),
+            _optional_text(fields, "artifactType"),
+            _texts(fields, "urls"),
+        )
+    except _Wrong as wrong:
+        raise wrong.under(key if number is None else f"{key}/{number}") from None
+
+
+def _platform(descriptor: dict[str, Any]) -> Platform | None:
+    value = descriptor.get("platform")
+    if value is None:
+        return None
+    try:
+        fields = _struct(value, _PLATFORM_KEYS)
+        return Platform(
+            architecture=_optional_text(fields, "architecture") or "",
+            os=_optional_text(fields, "os") or "",
+            variant=_optional_text(fields, "variant"),
+            os_version=_optional_text(fields, "os.version"),
+        )
+    except _Wrong as wrong:
+        raise wrong.under("platform") from None
+
+
+def _history(document: dict[str, Any]) -> tuple[History, ...]:
+    if document.get("history") is None:
+        return ()
+    result = []
+    for number, step in enumerate(_list(document, "history")):
+        try:
+            fields = _struct(step, _HISTORY_KEYS)
+            empty = fields.get("empty_layer")
+            if empty is not None and not isinstance(empty, bool):
+                raise _Wrong("true or false", _shown(empty), "empty_layer")
+            result.append(
+                History(
+                    created=_optional_text(fields, "created"),
+                    created_by=_optional_text(fields, "created_by"),
+                    author=_optional_text(fields, "author"),
+                    comment=_optional_text(fields, "comment"),
+                    empty_layer=bool(empty),
+                )
+            )
+        except _Wrong as wrong:
+            raise wrong.under(f"history/{number}") from None
+    return tuple(result)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+class _Wrong(Exception):
+    """A value that is not what it should be.  The place is put together on the way out: nothing when all is well."""
+
+    def __init__(self, wanted: str, found: str, place: str = "") -> None:
+        super().__init__()
+        self.wanted = wanted
+        self.found = found
+        self.place = f"/{place}" if place else ""
+
+    def under(self, place: str) -> _Wrong:
+        self.place = f"/{place}{self.place}"
+        return self
+
+    def as_error(self, structure: str) -> FormatError:
+        wanted = f"{self.wanted} at {self.place}" if self.place else self.wanted
+        return FormatError(structure=structure, offset=0, wanted=wanted, found=self.found)
+
+
+class _Doubled(dict[str, Any]):
+    """An object in which a key stands more than once; the last value counts, unless we read that key."""
+
+    __slots__ = ("keys_twice",)
+
+    keys_twice: frozenset[str]
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
+    doubled = _Doubled(result)
+    seen: set[str] = set()
+    twice: set[str] = set()
+    for key, _ in pairs:
+        (twice if key in seen else seen).add(key)
+    doubled.keys_twice = frozenset(twice)
+    return doubled
+
+
+def _load(data: bytes, structure: str, limit: int) -> dict[str, Any]:
+    if len(data) > limit:
+        found = f"{len(data)} bytes"
+        raise FormatError(structure=structure, offset=limit, wanted=f"at most {limit} bytes", found=found)
+    try:
+        document = json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise FormatError(structure=structure, offset=error.start, wanted="UTF-8", found=error.reason) from None
+    except json.JSONDecodeError as error:
+        offset = len(error.doc[: error.pos].encode())
+        raise FormatError(structure=structure, offset=offset, wanted="JSON", found=error.msg) from None
+    except RecursionError:
+        raise FormatError(structure=structure, offset=0, wanted="JSON", found="too many levels") from None
+    except ValueError as error:
+        # a constant that is no JSON, or a number of thousands of digits
+        raise FormatError(structure=structure, offset=0, wanted="JSON", found=str(error)) from None
+    if not isinstance(document, dict):
+        raise FormatError(structure=structure, offset=0, wanted="an object", found=_shown(document))
+    return document
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _struct(value: object, keys: tuple[str, ...]) -> dict[str, Any]:
+    """An object of which these keys are read."""
+    if type(value) is dict:
+        return value
+    if type(value) is not _Doubled:
+        raise _Wrong("an object", _shown(value))
+    for key in keys:
+        if key in value.keys_twice:
+            raise _Wrong("one value", "two", key)
+    return value
+
+
+def _optional_text(fields: dict[str, Any], key: str) -> str | None:
+    value = fields.get(key)
+    if value is None:
+        return None
+    if type(value) is not str or not (value.isascii() or _encodable(value)):
+        raise _Wrong("text", _shown(value), key)
+    return value
+
+
+def _text(fields: dict[str, Any], key: str) -> str:
+    value = _optional_text(fields, key)
+    if value is None:
+        raise _Wrong("text", "nothing", key)
+    return value
+
+
+def _texts(fields: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = fields.get(key)
+    if value is None:
+        return ()
+    if type(value) is not list:
+        raise _Wrong("a list", _shown(value), key)
+    for number, item in enumerate(value):
+        if type(item) is not str or not (item.isascii() or _encodable(item)):
+            raise _Wrong("text", _shown(item), f"{key}/{number}")
+    return tuple(value)
+
+
+def _text_map(fields: dict[str, Any], key: str) -> dict[str, str]:
+    value = fields.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _Wrong("an object", _shown(value), key)
+    for name, item in value.items():
+        if type(item) is not str or not ((item.isascii() and name.isascii()) or _encodable(item + name)):
+            raise _Wrong("text", _shown(item), f"{key}/{_pointer(name)}")
+    return value
+
+
+def _number(fields: dict[str, Any], key: str, limit: int) -> int:
+    value = fields.get(key)
+    if type(value) is not int or not 0 <= value < limit:
+        raise _Wrong(f"a number from 0 to {limit - 1}", _shown(value), key)
+    return value
+
+
+def _list(fields: dict[str, Any], key: str) -> list[Any]:
+    value = fields.get(key)
+    if type(value) is not list:
+        raise _Wrong("a list", _shown(value), key)
+    return value
+
+
+def _digest(value: object, place: str = "digest") -> Digest:
+    if type(value) is not str:
+        raise _Wrong("a digest", _shown(value), place)
+    try:
+        return Digest.parse(value)
+    except InvalidDigest:
+        if re.fullmatch(_OTHER_DIGEST, value) is None:
+            raise _Wrong("a digest", _shown(value), place) from None
+        return Digest.trusted(value)
+
+
+def _digests(fields: dict[str, Any], key: str) -> tuple[Digest, ...]:
+    return tuple([_digest(item, f"{key}/{number}") for number, item in enumerate(_list(fields, key))])
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _pointer(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return repr(value[:100])
+    if isinstance(value, int):
+        return str(value)[:100]
+    return {float: "a fraction", list: "a list"}.get(type(value), "an object")

@@ -1,0 +1,212 @@
+"""``meta.json``: what a repository is made of, and who may open it (composefs-rs 0.9.4, ``repository.rs``).
+
+::
+
+    {"version": 1, "algorithm": "fsverity-sha512-12",
+     "features": {"compatible": [], "read-only-compatible": ["v1_erofs"], "incompatible": []},
+     "erofs_formats": {"default": 1, "extra": [2]}}
+
+``features`` and ``erofs_formats`` may be absent.  Keys that are not known are ignored: what must not be ignored has a
+feature flag.  An unknown *compatible* flag means nothing, an unknown *read-only-compatible* one forbids writing, an
+unknown *incompatible* one forbids reading.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple, NoReturn
+
+from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.values import Algorithm
+
+__all__ = ["MAX_SIZE", "VERSION", "RepoMeta", "parse", "render"]
+
+VERSION = 1
+"""The newest version that is known here."""
+
+MAX_SIZE = 1 << 20
+"""Bytes of the longest ``meta.json`` that is read; real ones have some 250."""
+
+_STRUCTURE = "meta.json"
+_V1_EROFS = "v1_erofs"
+_KNOWN_READ_ONLY = frozenset({_V1_EROFS})
+_KNOWN_INCOMPATIBLE: frozenset[str] = frozenset()
+_EROFS_VERSIONS = (0, 1, 2)
+_ALGORITHMS = {"fsverity-sha256-12": Algorithm.SHA256, "fsverity-sha512-12": Algorithm.SHA512}
+
+
+class RepoMeta(NamedTuple):
+    """The content of a ``meta.json``.
+
+    Attributes:
+        version: of the repository format.
+        algorithm: of every digest in the repository; blocks are of 4096 bytes.
+        compatible: flags that an older program may ignore.
+        read_only_compatible: flags without which a program must not write.
+        incompatible: flags without which a program must not even read.
+        erofs_default: version of the EROFS images that are made, None where the file does not say.
+        erofs_extra: versions that are made besides, ascending.
+    """
+
+    version: int
+    algorithm: Algorithm
+    compatible: tuple[str, ...] = ()
+    read_only_compatible: tuple[str, ...] = ()
+    incompatible: tuple[str, ...] = ()
+    erofs_default: int | None = None
+    erofs_extra: tuple[int, ...] = ()
+
+    @property
+    def unknown_read_only(self) -> tuple[str, ...]:
+        """The read-only-compatible flags that this program does not know."""
+        return tuple(flag for flag in self.read_only_compatible if flag not in _KNOWN_READ_ONLY)
+
+    @property
+    def writable(self) -> bool:
+        """Whether this program may write to the repository, as far as its format goes."""
+        return not self.unknown_read_only
+
+    @property
+    def erofs_version(self) -> int:
+        """The version of the EROFS images that are made, also where the file does not say.
+
+        Repositories from before ``erofs_formats`` have version 1 with the flag ``v1_erofs``, else 2; cfsctl takes
+        ``{"default": 2}`` alone for an absent one.
+        """
+        if self.erofs_default is None or (self.erofs_default == 2 and not self.erofs_extra):
+            return 1 if _V1_EROFS in self.read_only_compatible else 2
+        return self.erofs_default
+
+
+def parse(data: bytes) -> RepoMeta:
+    """Read a ``meta.json``.
+
+    Raises:
+        FormatError: it is not JSON of that shape, or longer than ``MAX_SIZE``.
+        UnsupportedVersion: of a version above ``VERSION``.
+        UnsupportedFeature: an incompatible flag, a hash algorithm, a block size or an EROFS version that is not known.
+    """
+    fields = _object(_load(data), "")
+    # the version first: nothing else means the same in a version that is not known
+    version = fields.get("version")
+    if type(version) is not int or not 0 <= version < 1 << 32:
+        _malformed("a number below 2^32 at /version", version)
+    if version > VERSION:
+        raise UnsupportedVersion(structure=_STRUCTURE, wanted=f"up to {VERSION}", found=str(version))
+    features = _object(fields.get("features", {}), "/features")
+    incompatible = _flags(features, "incompatible")
+    unknown = tuple(flag for flag in incompatible if flag not in _KNOWN_INCOMPATIBLE)
+    if unknown:
+        raise UnsupportedFeature(structure=_STRUCTURE, features=unknown)
+    default: int | None = None
+    extra: tuple[int, ...] = ()
+    if "erofs_formats" in fields:
+        formats = _object(fields["erofs_formats"], "/erofs_formats")
+        default = _erofs_version(formats.get("default"), "default")
+        extra = tuple(sorted({_erofs_version(item, "extra") for item in _list(formats, "extra", "/erofs_formats")}))
+    return RepoMeta(
+        version=version,
+        algorithm=_algorithm(fields.get("algorithm")),
+        compatible=_flags(features, "compatible"),
+        read_only_compatible=_flags(features, "read-only-compatible"),
+        incompatible=incompatible,
+        erofs_default=default,
+        erofs_extra=extra,
+    )
+
+
+def render(meta: RepoMeta) -> bytes:
+    """The bytes of a ``meta.json``, as cfsctl writes them: indented by two, a line feed at the end."""
+    document: dict[str, Any] = {
+        "version": meta.version,
+        "algorithm": f"fsverity-{meta.algorithm.value}-12",
+        "features": {
+            "compatible": list(meta.compatible),
+            "read-only-compatible": list(meta.read_only_compatible),
+            "incompatible": list(meta.incompatible),
+        },
+    }
+    if meta.erofs_default is not None:
+        document["erofs_formats"] = {"default": meta.erofs_default}
+        if meta.erofs_extra:
+            document["erofs_formats"]["extra"] = list(meta.erofs_extra)
+    return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _load(data: bytes) -> object:
+    if len(data) > MAX_SIZE:
+        raise FormatError(
+            structure=_STRUCTURE, offset=MAX_SIZE, wanted=f"at most {MAX_SIZE} bytes", found=f"{len(data)} bytes"
+        )
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise FormatError(structure=_STRUCTURE, offset=error.start, wanted="UTF-8", found=error.reason) from None
+    except json.JSONDecodeError as error:
+        offset = len(error.doc[: error.pos].encode())
+        raise FormatError(structure=_STRUCTURE, offset=offset, wanted="JSON", found=error.msg) from None
+    except (RecursionError, ValueError) as error:
+        raise FormatError(structure=_STRUCTURE, offset=0, wanted="JSON", found=str(error)) from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        # the two halves of a doubled key would be a different repository for different programs
+        raise ValueError("a key twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name}, which is no JSON")
+
+
+def _object(value: object, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        _malformed(f"an object at {place or '/'}", value)
+    return value
+
+
+def _list(fields: dict[str, Any], key: str, place: str) -> list[Any]:
+    value = fields.get(key, [])
+    if not isinstance(value, list):
+        _malformed(f"a list at {place}/{key}", value)
+    return value
+
+
+def _flags(features: dict[str, Any], key: str) -> tuple[str, ...]:
+    flags = _list(features, key, "/features")
+    for flag in flags:
+        if not isinstance(flag, str) or not _encodable(flag):
+            _malformed(f"text at /features/{key}", flag)
+    return tuple(flags)
+
+
+def _algorithm(value: object) -> Algorithm:
+    if not isinstance(value, str) or not value.startswith("fsverity-"):
+        _malformed("fsverity-<hash>-<log2 of the block size> at /algorithm", value)
+    algorithm = _ALGORITHMS.get(value)
+    if algorithm is None:
+        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"algorithm {value[:100]}",))
+    return algorithm
+
+
+def _erofs_version(value: object, key: str) -> int:
+    if type(value) is not int:
+        _malformed(f"a number at /erofs_formats/{key}", value)
+    if value not in _EROFS_VERSIONS:
+        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"EROFS format {str(value)[:100]}",))
+    return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _malformed(wanted: str, found: object) -> NoReturn:
+    shown = f"a JSON {type(found).__name__}" if isinstance(found, (dict, list)) else json.dumps(found)[:100]
+    raise FormatError(structure=_STRUCTURE, offset=0, wanted=wanted, found=shown)

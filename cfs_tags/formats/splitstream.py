@@ -1,0 +1,527 @@
+"""Splitstreams: a byte stream of which the large parts are objects of their own.
+
+The file, all integers little-endian (composefs-rs 0.9.4, ``splitstream.rs``)::
+
+    header, current layout         header, old layout (bootc up to 1.15)     info, where the info range says
+    offset  size  field            offset  size  field                       offset  size  field
+         0    11  magic                 0    16  info range                       0    16  stream_refs range
+        11     1  version = 0          16     2  flags                           16    16  object_refs range
+        12     2  flags                18    11  magic                           32    16  stream range
+        14     1  algorithm            29     1  version = 0                     48    16  named_refs range
+        15     1  lg_blocksize         30     1  algorithm                       64     8  content_type
+        16    16  info range           31     1  lg_blocksize                    72     8  stream_size
+
+A range is two u64, start and end, from the start of the file.  ``stream_refs`` and ``object_refs`` are digests, one
+after the other; ``named_refs`` is one zstd frame of records ``<index into stream_refs>:<name>`` that each end in NUL;
+``stream`` (here: the body) is one zstd frame of chunks, each an i64 ``n``: below zero, ``-n`` inline bytes follow;
+otherwise it stands for the content of ``object_refs[n]``.  ``stream_size`` counts inline bytes and sizes of external
+objects.  Flags, and what follows the 80 bytes of the info section, are left for the future and ignored.
+
+Reading takes any bytes-like object and copies nothing but names, so the file may be a :class:`mmap.mmap`.
+"""
+
+from __future__ import annotations
+
+import sys
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.values import Algorithm, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from _typeshed import ReadableBuffer as Buffer
+
+__all__ = [
+    "CONTENT_TYPE_BLOB",
+    "CONTENT_TYPE_CONFIG",
+    "CONTENT_TYPE_LAYER",
+    "CONTENT_TYPE_MANIFEST",
+    "MAX_NAMED_REFS",
+    "PIECE_SIZE",
+    "SplitStream",
+    "Writer",
+    "chunks",
+    "parse",
+    "parse_refs",
+    "sole_object",
+]
+
+CONTENT_TYPE_MANIFEST = int.from_bytes(b"ocimanif", "little")
+"""An image manifest: one external object, the manifest as fetched."""
+
+CONTENT_TYPE_CONFIG = int.from_bytes(b"ociconfg", "little")
+"""An image config: one external object, the config as fetched."""
+
+CONTENT_TYPE_LAYER = int.from_bytes(b"ocilayer", "little")
+"""A layer: an uncompressed tar, small files inline."""
+
+CONTENT_TYPE_BLOB = int.from_bytes(b"oci_blob", "little")
+"""A layer that is no tar: one external object."""
+
+MAX_NAMED_REFS = 4 << 20
+"""Bytes of named refs, decompressed, that are read.  A manifest that a registry takes (4 MiB) cannot name more."""
+
+PIECE_SIZE = 64 << 10
+"""Bytes of the longest piece of inline content that :func:`chunks` gives out."""
+
+_MAGIC = b"SplitStream"
+_HEADER = Struct("<11sBHBBQQ")
+_OLD_HEADER = Struct("<QQH11sBBB")
+_INFO = Struct("<10Q")
+_CHUNK = Struct("<q")
+_HEADER_SIZE = 32
+_LG_BLOCKSIZE = 12
+_STRUCTURE = "splitstream"
+_BODY = "splitstream body"
+_NAMES = "splitstream named refs"
+
+# the body of a stream that is one external object, as libzstd's streaming compressor writes it at every level
+_SOLE_BODY = bytes.fromhex("28b52ffd 00 58 410000 0000000000000000")
+
+
+class SplitStream:
+    """A parsed splitstream.  It keeps views of the bytes that it was parsed from; :meth:`release` lets go of them.
+
+    Attributes:
+        layout: of the header, ``"current"`` or ``"old"``.
+        algorithm: of every digest in it.
+        content_type: what the stream is, see ``CONTENT_TYPE_…``.
+        stream_size: bytes of the whole stream, inline and external, as the file says.
+        named_refs: name to digest, in the order of the file (cfsctl sorts by name).  Digests are of splitstream
+            objects, or of EROFS images where the name starts with ``composefs.image``.
+        raw_stream_refs: digests of the streams that are referred to, one after the other.
+        raw_object_refs: digests of the objects that the body is made of, one after the other.
+        body: the compressed chunks.
+    """
+
+    __slots__ = (
+        "algorithm",
+        "body",
+        "content_type",
+        "layout",
+        "named_refs",
+        "raw_object_refs",
+        "raw_stream_refs",
+        "stream_size",
+    )
+
+    def __init__(
+        self,
+        layout: Literal["current", "old"],
+        algorithm: Algorithm,
+        content_type: int,
+        stream_size: int,
+        named_refs: Mapping[str, ObjectId],
+        raw_stream_refs: memoryview,
+        raw_object_refs: memoryview,
+        body: memoryview,
+    ) -> None:
+        self.layout = layout
+        self.algorithm = algorithm
+        self.content_type = content_type
+        self.stream_size = stream_size
+        self.named_refs = named_refs
+        self.raw_stream_refs = raw_stream_refs
+        self.raw_object_refs = raw_object_refs
+        self.body = body
+
+    @property
+    def stream_refs(self) -> tuple[ObjectId, ...]:
+        """The digests in ``raw_stream_refs``."""
+        return tuple(_digests(self.raw_stream_refs, self.algorithm.hex_length))
+
+    @property
+    def object_refs(self) -> tuple[ObjectId, ...]:
+        """The digests in ``raw_object_refs``, each once, in the order of first use."""
+        return tuple(_digests(self.raw_object_refs, self.algorithm.hex_length))
+
+    def release(self) -> None:
+        """Let go of the bytes that this was parsed from, so that a mapping can be closed.  Named refs stay readable."""
+        self.raw_stream_refs.release()
+        self.raw_object_refs.release()
+        self.body.release()
+
+
+def parse(data: Buffer, algorithm: Algorithm | None = None) -> SplitStream:
+    """Read a splitstream: everything but the chunks of its body, for which see :func:`chunks`.
+
+    Args:
+        data: the whole file.
+        algorithm: what the repository uses; None takes any.
+
+    Raises:
+        FormatError: the bytes are no splitstream, or one for another algorithm.
+        UnsupportedVersion: of a version above 0.
+        UnsupportedFeature: hashed in a way that is not known here.
+    """
+    view = memoryview(data)
+    layout, found, info = _sections(view, algorithm)
+    stream_start, stream_end, object_start, object_end, body_start, body_end, names_start, names_end, kind, size = info
+    stream_refs = _array(view, "stream_refs", stream_start, stream_end, found.size)
+    object_refs = _array(view, "object_refs", object_start, object_end, found.size)
+    body = _section(view, "stream", body_start, body_end)
+    names = _named_refs(_section(view, "named_refs", names_start, names_end), stream_refs, found)
+    return SplitStream(layout, found, kind, size, names, stream_refs, object_refs, body)
+
+
+def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memoryview, memoryview]:
+    """Read only what a splitstream refers to.
+
+    Args:
+        data: the whole file.
+        algorithm: what the repository uses; None takes any.
+
+    Returns:
+        Views of ``stream_refs`` and ``object_refs``: digests of ``algorithm.size`` bytes, one after the other.  The
+        first may be of EROFS images as well as of streams: only the names tell them apart.
+
+    Raises:
+        FormatError, UnsupportedVersion, UnsupportedFeature: as :func:`parse`.
+    """
+    view = memoryview(data)
+    _, found, info = _sections(view, algorithm)
+    return (
+        _array(view, "stream_refs", info[0], info[1], found.size),
+        _array(view, "object_refs", info[2], info[3], found.size),
+    )
+
+
+def chunks(
+    stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None
+) -> Iterator[bytes | ObjectId]:
+    """The content of a splitstream, in order: inline bytes as ``bytes``, each external object as its digest.
+
+    Memory is bounded whatever the body claims: inline content comes in pieces of at most ``PIECE_SIZE`` bytes (so one
+    chunk may be several pieces), and a window of the compression is 128 MiB at most.
+
+    Args:
+        stream: parsed, or the bytes of one.
+        size_of: the size of an object in bytes; with it the sum is compared with ``stream_size`` at the end.  Without
+            it, the inline bytes must not exceed ``stream_size``, nor miss it where nothing is external.
+
+    Raises:
+        FormatError: as :func:`parse`; or chunks that are cut short, too many for ``stream_size`` or name no object.
+    """
+    if not isinstance(stream, SplitStream):
+        stream = parse(stream)
+    return _chunks(stream, size_of)
+
+
+def _chunks(stream: SplitStream, size_of: Callable[[ObjectId], int] | None) -> Iterator[bytes | ObjectId]:
+    width = stream.algorithm.size
+    refs = stream.raw_object_refs
+    count = len(refs) // width
+    total = inline = at = 0  # at: bytes of the body before the buffer, for messages
+    external = False
+    pieces = _inflate(stream.body)
+    buffer, pos = b"", 0
+    unpack = _CHUNK.unpack_from
+    while True:
+        here = len(buffer) - pos
+        if inline and here:
+            take = min(inline, here)
+            yield buffer[pos : pos + take]
+            pos += take
+            inline -= take
+        elif not inline and here >= 8:
+            n: int = unpack(buffer, pos)[0]
+            if n < 0:
+                inline = -n
+                total += inline
+                if total > stream.stream_size:
+                    _malformed(at + pos, f"at most {stream.stream_size} bytes", f"{total} inline", _BODY)
+            elif n < count:
+                digest = ObjectId(refs[n * width : (n + 1) * width].hex())
+                external = True
+                if size_of is not None:
+                    total += size_of(digest)
+                yield digest
+            else:
+                _malformed(at + pos, f"an index below {count}", str(n), _BODY)
+            pos += 8
+        else:
+            piece = next(pieces, b"")
+            if not piece:
+                if inline:
+                    _malformed(at + len(buffer), f"{inline} more inline bytes", "the end", _BODY)
+                if here:
+                    _malformed(at + pos, "a chunk", f"{here} bytes", _BODY)
+                break
+            at += pos
+            buffer, pos = buffer[pos:] + piece, 0
+    if total != stream.stream_size and (size_of is not None or not external):
+        _malformed(at + pos, f"{stream.stream_size} bytes in all", str(total), _BODY)
+
+
+def sole_object(stream: SplitStream | Buffer) -> ObjectId:
+    """The one object that a manifest, config or blob stream consists of.
+
+    Raises:
+        FormatError: as :func:`parse`; or the stream is anything but exactly one external object.
+    """
+    if not isinstance(stream, SplitStream):
+        stream = parse(stream)
+    if len(stream.raw_object_refs) != stream.algorithm.size:
+        count = len(stream.raw_object_refs) // stream.algorithm.size
+        _malformed(0, "exactly one object", str(count))
+    if stream.body != _SOLE_BODY:
+        found = chunks(stream)
+        if not isinstance(next(found, b""), ObjectId) or next(found, None) is not None:
+            _malformed(0, "one external object and nothing else", "something else", _BODY)
+    return ObjectId(stream.raw_object_refs.hex())
+
+
+class Writer:
+    """Writes a splitstream as cfsctl does: the same order, the same deduplication, the same compression.
+
+    With libzstd 1.5.7, which composefs-rs 0.9.4 is built with, the bytes equal those of cfsctl; with another one the
+    two compressed sections may differ, and with them the digest of the file, but not its meaning.
+    """
+
+    __slots__ = (
+        "_algorithm",
+        "_body",
+        "_compressor",
+        "_content_type",
+        "_inline",
+        "_named",
+        "_objects",
+        "_size",
+        "_streams",
+    )
+
+    def __init__(self, algorithm: Algorithm, content_type: int) -> None:
+        self._algorithm = algorithm
+        self._content_type = content_type
+        self._streams: dict[ObjectId, int] = {}
+        self._objects: dict[ObjectId, int] = {}
+        self._named: dict[str, int] = {}
+        self._inline = bytearray()
+        self._size = 0
+        self._body = bytearray()
+        self._compressor = _zstd().ZstdCompressor()
+
+    def add_named_ref(self, name: str, digest: ObjectId) -> None:
+        """Refer to the stream (or EROFS image) with that digest by a name; the last of equal names counts.
+
+        Raises:
+            InvalidArgument: a name that cannot be written, or a digest of another algorithm.
+        """
+        self._check(digest)
+        if "\0" in name or not _encodable(name):
+            raise InvalidArgument(argument="named ref", value=name, reason="has a character that cannot be written")
+        self._named[name] = self._streams.setdefault(digest, len(self._streams))
+
+    def add_inline(self, data: Buffer) -> None:
+        """Append bytes to the stream; neighbours become one chunk."""
+        before = len(self._inline)
+        self._inline += data
+        self._size += len(self._inline) - before
+
+    def add_external(self, digest: ObjectId, size: int) -> None:
+        """Append an object of ``size`` bytes, which is stored beside the stream.
+
+        Raises:
+            InvalidArgument: a digest of another algorithm.
+        """
+        self._check(digest)
+        self._flush()
+        self._size += size
+        index = self._objects.setdefault(digest, len(self._objects))
+        self._body += self._compressor.compress(_CHUNK.pack(index))
+
+    def finish(self) -> bytes:
+        """The whole file.  The writer is used up."""
+        self._flush()
+        self._body += self._compressor.flush()
+        body = self._body
+        records = "".join([f"{index}:{name}\0" for name, index in sorted(self._named.items())])
+        names = _deflate(records.encode())
+        streams = bytes.fromhex("".join(self._streams))
+        objects = bytes.fromhex("".join(self._objects))
+        # ranges touch, in this order: header, info, stream_refs, object_refs, named_refs, stream
+        info = _HEADER_SIZE
+        refs = info + _INFO.size
+        after_streams = refs + len(streams)
+        after_objects = after_streams + len(objects)
+        after_names = after_objects + len(names)
+        end = after_names + len(body)
+        return b"".join(
+            (
+                _HEADER.pack(_MAGIC, 0, 0, self._algorithm.number, _LG_BLOCKSIZE, info, refs),
+                _INFO.pack(
+                    refs,
+                    after_streams,
+                    after_streams,
+                    after_objects,
+                    after_names,
+                    end,
+                    after_objects,
+                    after_names,
+                    self._content_type,
+                    self._size,
+                ),
+                streams,
+                objects,
+                names,
+                body,
+            )
+        )
+
+    def _check(self, digest: ObjectId) -> None:
+        if len(digest) != self._algorithm.hex_length:
+            reason = f"is not a {self._algorithm.value} digest"
+            raise InvalidArgument(argument="object", value=digest, reason=reason)
+
+    def _flush(self) -> None:
+        if self._inline:
+            self._body += self._compressor.compress(_CHUNK.pack(-len(self._inline)))
+            self._body += self._compressor.compress(self._inline)
+            self._inline = bytearray()
+
+
+# -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def _sections(
+    view: memoryview, wanted: Algorithm | None
+) -> tuple[Literal["current", "old"], Algorithm, tuple[int, ...]]:
+    """Header and info: the layout, the algorithm, and the ten numbers of the info section."""
+    if len(view) < _HEADER_SIZE:
+        _malformed(0, f"a header of {_HEADER_SIZE} bytes", f"{len(view)} bytes")
+    layout: Literal["current", "old"] = "current"
+    magic, version, _, number, lg_blocksize, start, end = _HEADER.unpack_from(view)
+    at = 11
+    if magic != _MAGIC:
+        layout = "old"
+        start, end, _, old_magic, version, number, lg_blocksize = _OLD_HEADER.unpack_from(view)
+        at = 29
+        if old_magic != _MAGIC:
+            _malformed(0, f"the magic {_MAGIC.decode()!r} at byte 0 or 18", magic.hex(" "))
+    if version != 0:
+        raise UnsupportedVersion(structure=_STRUCTURE, wanted="0", found=str(version))
+    if lg_blocksize != _LG_BLOCKSIZE:
+        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity blocks of 2^{lg_blocksize} bytes",))
+    if number == Algorithm.SHA512.number:
+        found = Algorithm.SHA512
+    elif number == Algorithm.SHA256.number:
+        found = Algorithm.SHA256
+    else:
+        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity hash algorithm {number}",))
+    if wanted is not None and found is not wanted:
+        _malformed(at + (3 if layout == "current" else 1), f"algorithm {wanted.value}", found.value)
+    if end - start < _INFO.size or end > len(view):
+        wanted_range = f"an info section of {_INFO.size} bytes or more within {len(view)} bytes"
+        _malformed(16 if layout == "current" else 0, wanted_range, f"bytes {start} to {end}")
+    return layout, found, _INFO.unpack_from(view, start)
+
+
+def _section(view: memoryview, name: str, start: int, end: int) -> memoryview:
+    # an empty section may be anywhere: cfsctl reads nothing then
+    if end < start or (end > len(view) and end > start):
+        _malformed(0, f"{name} within {len(view)} bytes", f"bytes {start} to {end}")
+    return view[start:end]
+
+
+def _array(view: memoryview, name: str, start: int, end: int, width: int) -> memoryview:
+    section = _section(view, name, start, end)
+    if len(section) % width:
+        _malformed(start, f"{name} in digests of {width} bytes", f"{len(section)} bytes")
+    return section
+
+
+def _digests(raw: memoryview, width: int) -> list[ObjectId]:
+    text = raw.hex()
+    return [ObjectId(text[i : i + width]) for i in range(0, len(text), width)]
+
+
+def _named_refs(section: memoryview, stream_refs: memoryview, algorithm: Algorithm) -> dict[str, ObjectId]:
+    zstd = _zstd()
+    # frames that ask for a window beyond what they may hold are refused before it is allocated
+    decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 24})
+    try:
+        raw: bytes = decompressor.decompress(section, max_length=MAX_NAMED_REFS + 1)
+    except zstd.ZstdError as error:
+        _malformed(0, "a zstd frame", str(error), _NAMES)
+    if len(raw) > MAX_NAMED_REFS:
+        _malformed(0, f"at most {MAX_NAMED_REFS} bytes", "more", _NAMES)
+    if not decompressor.eof or decompressor.unused_data:
+        _malformed(0, "one whole zstd frame", "a part of one" if not decompressor.eof else "bytes behind it", _NAMES)
+    if not raw:
+        return {}
+    if raw[-1]:
+        _malformed(len(raw), "a NUL at the end", f"byte {raw[-1]}", _NAMES)
+    digests = _digests(stream_refs, algorithm.hex_length)
+    count = len(digests)
+    result: dict[str, ObjectId] = {}
+    for record in raw[:-1].split(b"\0"):
+        index, colon, name = record.partition(b":")
+        # 20 digits hold any u64, and keep int() from being asked for a number of millions
+        if not colon or not index.isdigit() or len(index) > 20:
+            _malformed(0, "<index>:<name>", repr(record[:100]), _NAMES)
+        number = int(index)
+        if number >= count:
+            _malformed(0, f"an index below {count}", str(number), _NAMES)
+        try:
+            result[name.decode()] = digests[number]
+        except UnicodeDecodeError:
+            _malformed(0, "a name in UTF-8", repr(name[:100]), _NAMES)
+    return result
+
+
+def _malformed(offset: int, wanted: str, found: str, structure: str = _STRUCTURE) -> NoReturn:
+    raise FormatError(structure=structure, offset=offset, wanted=wanted, found=found)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# -- compression -------------------------------------------------------------------------------------------------------
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
+def _inflate(body: memoryview) -> Iterator[bytes]:
+    """Decompress the one frame of a body, in pieces of at most ``PIECE_SIZE`` bytes, none of them empty."""
+    zstd = _zstd()
+    decompressor = zstd.ZstdDecompressor()
+    position = 0
+    try:
+        while not decompressor.eof:
+            taken: bytes | memoryview = b""
+            if decompressor.needs_input:
+                # in slices: what the decompressor does not need at once it would copy
+                taken = body[position : position + PIECE_SIZE]
+                position += len(taken)
+                if not taken:
+                    _malformed(position, "the end of a zstd frame", "the end of the section", _BODY)
+            piece = decompressor.decompress(taken, max_length=PIECE_SIZE)
+            if piece:
+                yield piece
+    except zstd.ZstdError as error:
+        _malformed(position, "a zstd frame", str(error), _BODY)
+    if decompressor.unused_data or position < len(body):
+        _malformed(position, "the end of the section", "bytes behind the zstd frame", _BODY)
+
+
+def _deflate(text: bytes) -> bytes:
+    # cfsctl compresses as a stream whose length is not known, which decides the frame header; with nothing to compress
+    # its library learns the length, zero, and says so in the header
+    compressor = _zstd().ZstdCompressor()
+    start: bytes = compressor.compress(text) if text else b""
+    rest: bytes = compressor.flush()
+    return start + rest
