@@ -30,11 +30,14 @@ __all__ = [
     "AmbiguousName",
     "BadRefLink",
     "CfsTagsError",
+    "CommandLineError",
     "DamagedError",
+    "DeploymentMismatch",
     "DigestMismatch",
     "ExpectationFailed",
     "FormatError",
     "IncompleteTarget",
+    "InternalError",
     "Interrupted",
     "InvalidArgument",
     "InvalidDigest",
@@ -45,6 +48,8 @@ __all__ = [
     "MissingObject",
     "NotALink",
     "NotFoundError",
+    "NothingToUndo",
+    "OutputFailed",
     "OwnerRefused",
     "ReadOnlyRepository",
     "RefusedError",
@@ -55,10 +60,12 @@ __all__ = [
     "TagNotFound",
     "TargetNotFound",
     "TransactionAbandoned",
+    "UnresolvedDeployment",
     "UnsupportedError",
     "UnsupportedFeature",
     "UnsupportedVersion",
     "UsageError",
+    "WouldLoseContent",
     "printable",
 ]
 
@@ -168,6 +175,22 @@ class UnsupportedError(CfsTagsError):
 
 
 # -- usage -------------------------------------------------------------------------------------------------------------
+
+
+class CommandLineError(UsageError):
+    """Words that make no command.  ``command`` is as much of it as was understood, ``text`` what is wrong."""
+
+    code = "command-line"
+    command: str
+    text: str
+
+    @property
+    def message(self) -> str:
+        return self.text
+
+    @property
+    def hint(self) -> str:
+        return f"'{self.command} --help' shows how it is written"
 
 
 class InvalidArgument(UsageError):
@@ -308,6 +331,17 @@ class ReflogEntryNotFound(NotFoundError):
         return "'cfs-tag log NAME' shows the entries"
 
 
+class NothingToUndo(NotFoundError):
+    """There is no record of a migration."""
+
+    code = "nothing-to-undo"
+    path: str
+
+    @property
+    def message(self) -> str:
+        return f"no migration to undo: {self.path} is not there"
+
+
 # -- refused -----------------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +410,59 @@ class IncompleteTarget(RefusedError):
     @property
     def hint(self) -> str:
         return "pull the image again; a name for it would not keep it whole"
+
+
+class UnresolvedDeployment(RefusedError):
+    """No manifest for a deployment, or several.  ``notes`` say what was tried; ``candidates`` are digests."""
+
+    code = "unresolved-deployment"
+    deployment: str
+    notes: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        if self.candidates:
+            return f"deployment {self.deployment[:12]}… may be of any of {', '.join(self.candidates)}"
+        return f"no manifest for deployment {self.deployment[:12]}…: {'; '.join(self.notes) or 'nothing says which'}"
+
+    @property
+    def hint(self) -> str:
+        return "name its manifest: @sha256:…"
+
+
+class DeploymentMismatch(RefusedError):
+    """A manifest that was made into other EROFS images than the deployment's."""
+
+    code = "deployment-mismatch"
+    deployment: str
+    manifest: str
+    images: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        made = ", ".join(f"{image[:12]}…" for image in self.images)
+        return f"{self.manifest} was made into {made}, not into {self.deployment[:12]}…"
+
+    @property
+    def hint(self) -> str:
+        return "name another manifest, or --force"
+
+
+class WouldLoseContent(RefusedError):
+    """Carrying it out would leave content that is kept today to the collectors.  ``lost`` has one line each."""
+
+    code = "would-lose-content"
+    what: str
+    lost: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        return f"{self.what} would lose content: {'; '.join(self.lost[:3])}{'; …' if len(self.lost) > 3 else ''}"
+
+    @property
+    def hint(self) -> str | None:
+        return "--force leaves a tag migrated/ID for each" if self.what == "undoing" else None
 
 
 class TransactionAbandoned(RefusedError):
@@ -574,9 +661,7 @@ class SystemFailure(CfsTagsError):
     @classmethod
     def of(cls, error: OSError, operation: str, path: object) -> SystemFailure:
         """From the exception of a failed system call."""
-        return cls(
-            operation=operation, path=str(path), reason=error.strerror or str(error), errno=error.errno or 0
-        )
+        return cls(operation=operation, path=str(path), reason=error.strerror or str(error), errno=error.errno or 0)
 
     @property
     def message(self) -> str:
@@ -593,6 +678,33 @@ class SystemFailure(CfsTagsError):
         return None
 
 
+class OutputFailed(CfsTagsError):
+    """What was to be said could not be written to standard output; what was to be done is done."""
+
+    code = "output-failed"
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"cannot write to standard output: {self.reason}"
+
+
+class InternalError(CfsTagsError):
+    """A mistake in this program.  ``kind`` is the type of the exception, ``text`` what it says."""
+
+    code = "internal"
+    kind: str
+    text: str
+
+    @property
+    def message(self) -> str:
+        return f"internal error: {self.kind}: {_short(self.text)}"
+
+    @property
+    def hint(self) -> str:
+        return "this is a mistake in cfs-tag: please report it with what CFS_TAG_DEBUG=1 shows"
+
+
 class Interrupted(CfsTagsError):
     """Stopped by a signal."""
 
@@ -606,4 +718,3 @@ class Interrupted(CfsTagsError):
 
 def _short(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
-

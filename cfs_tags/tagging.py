@@ -436,8 +436,6 @@ def _words(text: str, number: int) -> list[str]:
         raise InvalidInstruction(line=number, text=text, reason=str(error)) from None
 
 
-
-
 def rename(
     repo: WriteRepo,
     old: str,

@@ -248,8 +248,6 @@ def log(repo: ReadRepo, name: str) -> list[LogLine]:
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
-
-
 class _Health:
     """Makes rows of refs, and looks at each target once."""
 
@@ -389,9 +387,7 @@ def _resolve_special(repo: ReadRepo, text: str) -> Digest:
             if tag.name == text:
                 return digest_of(tag)
         raise TagNotFound(name=text)
-    raise InvalidArgument(
-        argument="name", value=text, reason="is none of @sha256:DIGITS, @deployment/ID and @trash/NAME"
-    )
+    raise InvalidArgument(argument="name", value=text, reason="is none of @sha256:DIGITS, @deployment/ID and @trash/NAME")
 
 
 def _by_prefix(repo: ReadRepo, text: str) -> Digest:
@@ -441,8 +437,7 @@ def _history(repo: ReadRepo, name: str) -> list[LogLine]:
     entries = _one_home(entries)
     entries.sort(key=lambda entry: entry.time, reverse=True)
     return [
-        LogLine(number, name, entry, _digest_text(entry.old), _digest_text(entry.new))
-        for number, entry in enumerate(entries)
+        LogLine(number, name, entry, _digest_text(entry.old), _digest_text(entry.new)) for number, entry in enumerate(entries)
     ]
 
 

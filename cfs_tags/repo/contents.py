@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import DamagedError, DigestMismatch, FormatError, MissingObject, TargetNotFound
+from cfs_tags.errors import DamagedError, DigestMismatch, FormatError, MissingObject, TargetNotFound, UnsupportedFeature
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.values import ContentId, Digest, ObjectId
 
@@ -161,9 +161,7 @@ def _manifest(repo: ReadRepo, digest: Digest) -> tuple[ObjectId, SplitStream, by
     return object_id, stream, _sole(repo, stream, digest, content_id)
 
 
-def _config_stream(
-    repo: ReadRepo, digest: Digest, stream: SplitStream, manifest: Manifest
-) -> tuple[ObjectId, SplitStream]:
+def _config_stream(repo: ReadRepo, digest: Digest, stream: SplitStream, manifest: Manifest) -> tuple[ObjectId, SplitStream]:
     key = f"config:{manifest.config.digest}"
     object_id = stream.named_refs.get(key)
     if object_id is None:
@@ -184,6 +182,8 @@ def _sole(repo: ReadRepo, stream: SplitStream, digest: Digest, what: str) -> byt
     import hashlib
 
     data = repo.sole_content(stream, what)
+    if digest.algorithm not in ("sha256", "sha384", "sha512"):
+        raise UnsupportedFeature(structure=what, features=(f"digests by {digest.algorithm}",))
     found = f"{digest.algorithm}:{hashlib.new(digest.algorithm, data).hexdigest()}"
     if found != digest:
         raise DigestMismatch(path=what, wanted=digest, found=found)

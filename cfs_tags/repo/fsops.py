@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from contextlib import suppress
 
 __all__ = [
     "MUTATING",
@@ -28,6 +30,7 @@ __all__ = [
     "remove_directory",
     "rename",
     "replace_file",
+    "rewrite_file",
     "sync",
     "sync_filesystem",
     "truncate",
@@ -43,6 +46,7 @@ MUTATING = (
     "remove_directory",
     "create_file",
     "replace_file",
+    "rewrite_file",
     "append",
     "truncate",
     "open_unnamed",
@@ -137,6 +141,8 @@ def replace_file(dir_fd: int, path: str, data: bytes, temporary: str, owner: Own
         temporary: a free path on the same file system; it is gone afterwards, also after an error.
         owner: of the new file.
     """
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=dir_fd)  # what a crash left
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
     try:
         try:
@@ -150,6 +156,34 @@ def replace_file(dir_fd: int, path: str, data: bytes, temporary: str, owner: Own
     except BaseException:
         os.unlink(temporary, dir_fd=dir_fd)
         raise
+
+
+def rewrite_file(dir_fd: int, path: str, data: bytes, temporary: str) -> None:
+    """Replace an existing file as :func:`replace_file` does; mode, owner and extended attributes stay as they were."""
+    source = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        status = os.fstat(source)
+        attributes = [(name, os.getxattr(source, name)) for name in os.listxattr(source)]
+    finally:
+        os.close(source)
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=dir_fd)  # what a crash left
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    try:
+        try:
+            _write_all(fd, data)
+            os.fchown(fd, status.st_uid, status.st_gid)
+            os.fchmod(fd, stat.S_IMODE(status.st_mode))
+            for name, value in attributes:
+                os.setxattr(fd, name, value)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    sync(dir_fd, os.path.dirname(path) or ".")
 
 
 def append(dir_fd: int, path: str, data: bytes, owner: Owner | None = None) -> None:
@@ -173,9 +207,12 @@ def truncate(dir_fd: int, path: str, size: int) -> None:
         os.close(fd)
 
 
-def open_unnamed(dir_fd: int, path: str, mode: int = 0o644) -> int:
+def open_unnamed(dir_fd: int, path: str, owner: Owner | None = None, mode: int = 0o644) -> int:
     """A descriptor of a new file without a name on the file system of directory ``path``; gone unless it is adopted."""
-    return os.open(path, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    fd = os.open(path, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    if owner is not None:
+        os.fchown(fd, *owner)
+    return fd
 
 
 def write(fd: int, data: bytes) -> None:

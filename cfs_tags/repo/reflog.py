@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
-__all__ = ["DIRECTORY", "FOUND", "Entry", "History", "all_entries", "append", "history", "last_value", "timestamp", "with_found"]
+__all__ = [
+    "DIRECTORY",
+    "FOUND",
+    "Entry",
+    "History",
+    "all_entries",
+    "append",
+    "history",
+    "last_value",
+    "timestamp",
+    "with_found",
+]
 
 DIRECTORY = f"{layout.STATE}/reflog"
 FOUND = "found"

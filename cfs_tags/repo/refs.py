@@ -133,7 +133,13 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
 
 
 def transact(
-    repo: WriteRepo, plan: Callable[[], P], note: Note = NO_NOTE, timeout: float = DEFAULT_TIMEOUT
+    repo: WriteRepo,
+    plan: Callable[[], P],
+    note: Note = NO_NOTE,
+    timeout: float = DEFAULT_TIMEOUT,
+    *,
+    exclusive: bool = False,
+    prepare: Callable[[P], None] | None = None,
 ) -> tuple[P, Outcome]:
     """Plan changes under the locks, then make them: all, or none.
 
@@ -145,6 +151,8 @@ def transact(
         plan: called with the locks held; reads the refs and returns a plan, or raises to change nothing.
         note: for the reflog.
         timeout: seconds to wait for both locks together.
+        exclusive: hold the repository lock exclusive in any case: nobody else has it open then.
+        prepare: called with the plan before the first change: writes down what undoing it needs.
 
     Returns:
         the plan that was carried out, and what was recovered first.
@@ -155,17 +163,24 @@ def transact(
         SystemFailure: the system refused; nothing was changed.
     """
     try:
-        return _transact(repo, plan, note, timeout, exclusive=False)
+        return _transact(repo, plan, note, timeout, exclusive, prepare)
     except fsops.ExchangeUnsupported:
-        return _transact(repo, plan, note, timeout, exclusive=True)
+        return _transact(repo, plan, note, timeout, True, prepare)
 
 
 def _transact(
-    repo: WriteRepo, plan: Callable[[], P], note: Note, timeout: float, *, exclusive: bool
+    repo: WriteRepo,
+    plan: Callable[[], P],
+    note: Note,
+    timeout: float,
+    exclusive: bool,
+    prepare: Callable[[P], None] | None,
 ) -> tuple[P, Outcome]:
     with _writer(repo, timeout, exclusive) as writer:
         abandoned = writer.recover()
         made = plan()
+        if prepare is not None:
+            prepare(made)
         writer.commit([change for change in made.changes if change.old != change.new], note)
         return made, Outcome(abandoned)
 
@@ -417,9 +432,7 @@ class _Writer:
                     back = None
                 undone = change._replace(old=back)
                 if undone.old == undone.new or self._undo(undone, f"{journal.spare(index)}.undo"):
-                    entries.append(
-                        journal.entry(change, time)._replace(new=back, action="transaction-abandoned")
-                    )
+                    entries.append(journal.entry(change, time)._replace(new=back, action="transaction-abandoned"))
         for parent in sorted({change.path.rpartition("/")[0] for change in journal.changes}):
             if self._repo.is_directory(parent):
                 fsops.sync(self._fd, parent)

@@ -7,29 +7,25 @@ one holds it for as long as :meth:`ReadRepo.locked` says.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 
 from cfs_tags.errors import (
     FormatError,
     MissingObject,
-    NotALink,
     ReadOnlyRepository,
     RepositoryNotFound,
     SystemFailure,
 )
 from cfs_tags.formats import layout
 from cfs_tags.repo import fsops
+from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.values import Algorithm, ContentId, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
-    from typing import Self
 
     from cfs_tags.formats.repometa import RepoMeta
     from cfs_tags.formats.splitstream import SplitStream
@@ -42,10 +38,6 @@ MAX_JSON_OBJECT = 16 << 20
 
 _META = "meta.json"
 _MAX_META = 1 << 20
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# non-blocking, so that a pipe put in the place of an object cannot hold us up
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
 class Repository:
@@ -76,7 +68,7 @@ class Repository:
         return (WriteRepo if write else ReadRepo)(os.fspath(path))
 
 
-class ReadRepo:
+class ReadRepo(Directory):
     """A repository that is only read.  Close it, or use it as a context manager.
 
     Attributes:
@@ -87,9 +79,8 @@ class ReadRepo:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            super().__init__(path)
         except FileNotFoundError:
             raise RepositoryNotFound(path=path, reason="nothing is there") from None
         except NotADirectoryError:
@@ -100,23 +91,8 @@ class ReadRepo:
             self.meta = self._read_meta()
             self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
-
-    def close(self) -> None:
-        """Close the descriptor.  Harmless when repeated."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.path!r})"
 
     # -- what kind of repository ---------------------------------------------------------------------------------------
 
@@ -154,13 +130,6 @@ class ReadRepo:
         """The physical root whose ``composefs/`` this is, when ``state/deploy`` stands beside it; else None."""
         return os.path.join(self.path, "..") if self.is_directory("../state/deploy") else None
 
-    def is_directory(self, path: str) -> bool:
-        """Whether a directory, no link to one, is at ``path``."""
-        try:
-            return stat.S_ISDIR(os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode)
-        except OSError:
-            return False
-
     # -- locks ---------------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -178,106 +147,11 @@ class ReadRepo:
         with Lock.of(self.fd, ".", self.path).hold(mode, self.fd, ".", timeout):
             yield
 
-    # -- files ---------------------------------------------------------------------------------------------------------
-
-    def read_file(self, path: str, limit: int) -> bytes | None:
-        """The bytes of a regular file in the repository, None where there is none.
-
-        Args:
-            path: relative to the repository.
-            limit: largest size, in bytes, that is read.
-
-        Raises:
-            FormatError: it is larger, or something else than a file.
-            SystemFailure: the system refused.
-        """
-        try:
-            fd = os.open(path, _FILE, dir_fd=self.fd)
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return None
-            if error.errno == errno.ELOOP:
-                raise self._malformed(path, "a regular file", "a link") from None
-            raise SystemFailure.of(error, "read", self._shown(path)) from error
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise self._malformed(path, "a regular file", "something else")
-            if status.st_size > limit:
-                raise self._malformed(path, f"at most {limit} bytes", f"{status.st_size} bytes")
-            return _read(fd, status.st_size)
-        except OSError as error:
-            raise SystemFailure.of(error, "read", self._shown(path)) from error
-        finally:
-            os.close(fd)
-
-    def read_link(self, path: str) -> str | None:
-        """The text of a link in the repository, None where there is nothing.
-
-        Raises:
-            NotALink: something else is there.
-            SystemFailure: the system refused.
-        """
-        try:
-            return os.readlink(path, dir_fd=self.fd)
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return None
-            if error.errno == errno.EINVAL:
-                raise NotALink(path=self._shown(path), found=self._kind(path)) from None
-            raise SystemFailure.of(error, "read", self._shown(path)) from error
-
-    def directory(self, path: str) -> int | None:
-        """A descriptor of a directory in the repository, to be closed by the caller; None where there is none.
-
-        Raises:
-            FormatError: something else is there, or a link leads away.
-        """
-        try:
-            return os.open(path, _DIRECTORY, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
-        except NotADirectoryError:
-            raise self._malformed(path, "a directory", self._kind(path)) from None
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise self._malformed(path, "a directory", "a link") from None
-            raise SystemFailure.of(error, "read", self._shown(path)) from error
-
-    def names(self, path: str) -> list[str] | None:
-        """The names in a directory of the repository, in no order; None where there is none."""
-        fd = self.directory(path)
-        if fd is None:
-            return None
-        try:
-            return os.listdir(fd)
-        finally:
-            os.close(fd)
-
-    def _kind(self, path: str) -> str:
-        try:
-            mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
-        except OSError:
-            return "gone"
-        return "a directory" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "neither file nor directory"
-
-    def _shown(self, path: str) -> str:
-        return os.path.join(self.path, path)
-
-    def _malformed(self, path: str, wanted: str, found: str) -> FormatError:
-        return FormatError(structure="repository", offset=0, wanted=wanted, found=found, path=self._shown(path))
-
     # -- objects and streams -------------------------------------------------------------------------------------------
 
     def has_object(self, object_id: ObjectId) -> bool:
         """Whether the object is there."""
-        try:
-            status = os.stat(layout.object_path(object_id), dir_fd=self.fd, follow_symlinks=False)
-        except OSError as error:
-            if error.errno in _ABSENT:
-                return False
-            raise SystemFailure.of(error, "look at", self._shown(layout.object_path(object_id))) from error
-        return stat.S_ISREG(status.st_mode)
+        return self.is_file(layout.object_path(object_id))
 
     def read_object(self, object_id: ObjectId, limit: int, needed_by: str) -> bytes:
         """The bytes of an object.  They are not measured: that is what ``fsck`` does.
@@ -295,6 +169,14 @@ class ReadRepo:
         if data is None:
             raise MissingObject(object=object_id, needed_by=needed_by)
         return data
+
+    def open_object(self, object_id: ObjectId, needed_by: str) -> int:
+        """A descriptor of an object, to be closed by the caller.  Raises as :meth:`read_object`."""
+        path = layout.object_path(object_id)
+        fd = self.open_file(path)
+        if fd is None:
+            raise MissingObject(object=object_id, needed_by=needed_by)
+        return fd
 
     def stream_object(self, content_id: ContentId) -> ObjectId | None:
         """The object of a splitstream, by its link in ``streams/``; None where there is no such link.
@@ -391,7 +273,7 @@ class WriteRepo(ReadRepo):
         import fcntl
 
         try:
-            fd = os.open(_META, _FILE, dir_fd=self.fd)
+            fd = os.open(_META, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         except OSError:
             return False
         try:
@@ -417,10 +299,8 @@ class WriteRepo(ReadRepo):
         path = layout.object_path(object_id)
         self.make_directories(f"{layout.OBJECTS}/{object_id[:2]}")
         try:
-            fd = fsops.open_unnamed(self.fd, layout.OBJECTS)
+            fd = fsops.open_unnamed(self.fd, layout.OBJECTS, self.owner)
             try:
-                if self.owner is not None:
-                    os.fchown(fd, *self.owner)
                 fsops.write(fd, data)
                 if self.is_secure:
                     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -455,13 +335,3 @@ class WriteRepo(ReadRepo):
         except OSError as error:
             raise SystemFailure.of(error, "write", self._shown(path)) from error
         return object_id
-
-
-def _read(fd: int, size: int) -> bytes:
-    data = os.read(fd, size)
-    while len(data) < size:
-        more = os.read(fd, size - len(data))
-        if not more:
-            break
-        data += more
-    return data

@@ -1,0 +1,201 @@
+"""What a set of roots keeps alive.
+
+Two rules for following a reference, because two kinds of collectors look at a repository:
+
+``LINKED``
+    as ``cfsctl gc`` and bootc follow it (composefs-rs 0.9.4, ``repository.rs``, ``walk_streams``): the object that a named
+    ref names stays; what is *in* it stays only if some link in ``streams/`` names that very object.
+``OBJECT``
+    as this program follows it: by object digest, link or not; the link of the same content id stays too.
+
+EROFS images named by a config are objects to both: their contents are followed from ``images/refs/`` alone.  For the
+contents of an image the scan may find more than the image refers to, never less.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from contextlib import contextmanager, suppress
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import DamagedError, FormatError, SystemFailure
+from cfs_tags.formats import layout, splitstream
+from cfs_tags.values import ContentId, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = ["Closure", "Graph", "Rule"]
+
+
+class Rule(Enum):
+    """How named refs are followed."""
+
+    LINKED = "linked"
+    OBJECT = "object"
+
+
+class Closure(NamedTuple):
+    """What something keeps alive.
+
+    ``objects`` are raw digests (32 or 64 bytes each); ``streams`` and ``images`` are names in those directories whose
+    links stay; ``problems`` is what could not be followed, one line each: what is behind it is not in the sets.
+    """
+
+    objects: frozenset[bytes]
+    streams: frozenset[str]
+    images: frozenset[str]
+    problems: tuple[str, ...]
+
+    def __or__(self, other: Closure) -> Closure:
+        return Closure(
+            self.objects | other.objects,
+            self.streams | other.streams,
+            self.images | other.images,
+            self.problems + other.problems,
+        )
+
+    def missing_from(self, other: Closure) -> Closure:
+        """What is here and not in ``other``; problems are left out."""
+        return Closure(self.objects - other.objects, self.streams - other.streams, self.images - other.images, ())
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is kept alive."""
+        return not (self.objects or self.streams or self.images)
+
+
+_NOTHING = Closure(frozenset(), frozenset(), frozenset(), ())
+
+
+class _Node(NamedTuple):
+    """A splitstream as the collector sees it: objects it refers to, and its named refs."""
+
+    objects: frozenset[bytes]
+    named: tuple[tuple[str, ObjectId], ...]
+
+
+class Graph:
+    """The references of a repository, each object read at most once."""
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self._repo = repo
+        self._nodes: dict[ObjectId, _Node] = {}
+        self._contents: dict[ObjectId, frozenset[bytes]] = {}
+        self._names: dict[ObjectId, str] | None = None
+
+    def of_stream(self, content_id: ContentId, rule: Rule) -> Closure:
+        """What a ref to ``streams/<content id>`` keeps alive."""
+        try:
+            object_id = self._repo.stream_object(content_id)
+        except DamagedError as error:
+            return _NOTHING._replace(problems=(error.message,))
+        if object_id is None:
+            return _NOTHING._replace(problems=(f"streams/{content_id} is gone",))
+        objects: set[bytes] = set()
+        streams = {str(content_id)}
+        problems: list[str] = []
+        pending = [(object_id, f"streams/{content_id}")]
+        seen: set[ObjectId] = set()
+        while pending:
+            current, why = pending.pop()
+            objects.add(bytes.fromhex(current))
+            if current in seen:
+                continue
+            seen.add(current)
+            try:
+                node = self._node(current, why)
+            except DamagedError as error:
+                problems.append(error.message)
+                continue
+            objects |= node.objects
+            for name, target in node.named:
+                objects.add(bytes.fromhex(target))
+                if name.startswith("composefs.image"):
+                    if not self._repo.has_object(target):
+                        problems.append(f"object {target[:12]}… ({name}, named by {why}) is missing")
+                    continue
+                link = self._linked().get(target)
+                if link is not None:
+                    streams.add(link)
+                if link is not None or rule is Rule.OBJECT:
+                    pending.append((target, f"{name} of {why}"))
+        return Closure(frozenset(objects), frozenset(streams), frozenset(), tuple(problems))
+
+    def of_image(self, name: str) -> Closure:
+        """What a ref to ``images/<name>`` keeps alive: the image and the objects of its files."""
+        try:
+            object_id = self._repo.image_object(name)
+            if object_id is None:
+                return _NOTHING._replace(problems=(f"images/{name} is gone",))
+            contents = self._image(object_id, f"images/{name}")
+        except DamagedError as error:
+            return _NOTHING._replace(problems=(error.message,))
+        return Closure(contents | {bytes.fromhex(object_id)}, frozenset(), frozenset((name,)), ())
+
+    def _node(self, object_id: ObjectId, why: str) -> _Node:
+        node = self._nodes.get(object_id)
+        if node is None:
+            with _mapped(self._repo, object_id, why) as data:
+                stream = splitstream.parse(data, self._repo.algorithm)
+                named = tuple(stream.named_refs.items())
+                table = bytes(stream.raw_object_refs)
+                stream.release()
+            size = self._repo.algorithm.size
+            objects = frozenset(table[at : at + size] for at in range(0, len(table), size))
+            node = self._nodes[object_id] = _Node(objects, named)
+        return node
+
+    def _image(self, object_id: ObjectId, why: str) -> frozenset[bytes]:
+        known = self._contents.get(object_id)
+        if known is None:
+            from cfs_tags.formats import erofs
+
+            with _mapped(self._repo, object_id, why) as data:
+                erofs.check_image(data)
+                known = frozenset(erofs.scan_object_refs(data, self._repo.algorithm))
+            self._contents[object_id] = known
+        return known
+
+    def _linked(self) -> dict[ObjectId, str]:
+        """Names in ``streams/`` by the object that they lead to; a name that leads to none is left out."""
+        if self._names is None:
+            names: dict[ObjectId, str] = {}
+            for name in self._repo.names(layout.STREAMS) or ():
+                if name == "refs":
+                    continue
+                try:
+                    object_id = self._repo.stream_object(ContentId.trusted(name))
+                except DamagedError:
+                    continue
+                if object_id is not None:
+                    names[object_id] = name
+            self._names = names
+        return self._names
+
+
+@contextmanager
+def _mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap.mmap | bytes]:
+    """The bytes of an object, mapped: nothing is copied, whatever its size.  A FormatError is told where they are."""
+    fd = repo.open_object(object_id, why)
+    try:
+        if os.fstat(fd).st_size == 0:
+            yield b""
+            return
+        mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+    except OSError as error:
+        raise SystemFailure.of(error, "read", os.path.join(repo.path, layout.object_path(object_id))) from error
+    finally:
+        os.close(fd)
+    try:
+        yield mapped
+    except FormatError as error:
+        error.path = os.path.join(repo.path, layout.object_path(object_id))
+        raise
+    finally:
+        with suppress(BufferError):  # a traceback still has a view: the map goes with it
+            mapped.close()
