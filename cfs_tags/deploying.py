@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
+    AmbiguousName,
     CfsTagsError,
     DeploymentMismatch,
     ExpectationFailed,
@@ -252,6 +253,20 @@ def plan_retire(
     return RetirePlan(tuple(changes), tuple(rows))
 
 
+def referred_by(repo: ReadRepo, prefix: str) -> DeploymentId:
+    """The deployment with a ref whose id starts so.
+
+    Raises:
+        TargetNotFound, AmbiguousName: none, or several.
+    """
+    found = [name for name in referred(repo) if name.startswith(prefix)]
+    if not found:
+        raise TargetNotFound(kind="deployment ref", name=prefix)
+    if len(found) > 1:
+        raise AmbiguousName(name=prefix, candidates=tuple(found))
+    return found[0]
+
+
 def retire(
     repo: WriteRepo,
     read_view: Callable[[], SysrootView],
@@ -261,7 +276,7 @@ def retire(
     note: Note = NO_NOTE,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> RetirePlan:
-    """Adopt, then remove the refs of deployments that are gone, under the exclusive repository lock.
+    """Remove the refs of deployments that are gone, under the exclusive repository lock.  :func:`adopt` goes before.
 
     Args:
         repo: where.
@@ -269,12 +284,11 @@ def retire(
         only: these refs alone.
         grace: seconds, see :func:`plan_retire`.
         note: for the reflog.
-        timeout: seconds to wait for the locks, each time.
+        timeout: seconds to wait for the locks.
 
     Raises:
         LockTimeout: somebody has the repository open.
     """
-    adopt(repo, read_view(), note=note, timeout=timeout)
 
     def plan() -> _Retirement:
         view = read_view()

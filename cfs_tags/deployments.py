@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import AmbiguousName, CfsTagsError, DamagedError, FormatError, InvalidArgument, TargetNotFound
-from cfs_tags.formats import bootc
+from cfs_tags.formats import bootc, bootorder
 from cfs_tags.lookup import digest_of_link, ref_state, referred
 from cfs_tags.repo import contents
 from cfs_tags.sysroot import Entry, Finding
@@ -50,21 +50,22 @@ def list_deployments(repo: ReadRepo, view: SysrootView) -> list[Deployment]:
 
     Takes no lock and reads one manifest for each deployment, however many the repository has.
     """
-    order = [entry.deployment for entry in view.entries if not entry.staged and entry.deployment is not None]
-    rollback = next((name for name in order if name not in (view.booted, view.staged)), None)
+    active = [entry for entry in view.entries if not entry.staged and entry.kind != "uki" and entry.deployment is not None]
+    menu = [entry.deployment for entry in active if entry.deployment is not None]
+    states = bootorder.deployment_states(
+        menu,
+        [entry.deployment for entry in view.entries if entry.staged and entry.deployment is not None],
+        booted=view.booted,
+        staged=view.staged,
+        loader=view.loader,
+        uki=any(entry.kind == "grub" for entry in active),
+        without_origin=[name for name in view.seen if view.origins.get(name) is None],
+    )
     rows = []
-    for name in {**dict.fromkeys(order), **view.seen, **dict.fromkeys(referred(repo))}:
-        if name == view.booted:
-            state = "booted"
-        elif name == view.staged:
-            state = "staged"
-        elif name == rollback and view.booted is not None:
-            state = "rollback"
-        else:
-            state = "other" if name in view.seen else "gone"
-        rows.append(_row(repo, view, name, state))
+    for name in {**dict.fromkeys(menu), **view.seen, **dict.fromkeys(referred(repo))}:
+        rows.append(_row(repo, view, name, states.get(name, "other" if name in view.seen else "gone")))
     rank = {state: number for number, state in enumerate(("booted", "staged", "rollback", "other", "gone"))}
-    positions = {name: number for number, name in enumerate(dict.fromkeys(order))}
+    positions = {name: number for number, name in enumerate(dict.fromkeys(menu))}
     rows.sort(key=lambda row: (rank[row.state], positions.get(row.id, len(positions)), row.id))
     return rows
 
@@ -103,7 +104,7 @@ def _row(repo: ReadRepo, view: SysrootView, name: DeploymentId, state: str) -> D
     manifest = digest_of_link(ref.manifest)
     image = None
     if isinstance(origin, bootc.Origin):
-        image = origin.image_name
+        image = origin.image.name if origin.image is not None else origin.reference
         manifest = manifest or origin.manifest_digest
     if state != "gone":
         health.extend(_origin_health(name, places, origin, ref.status))
@@ -138,7 +139,11 @@ def _origin_health(
             yield Finding("origin-missing", "its origin file is missing", f"bootc does not see it and collects it{keep}")
     elif isinstance(origin, FormatError):
         yield Finding("origin-unreadable", origin.message, f"bootc's status and collection fail{keep}")
-    elif origin.manifest_digest is None and origin.image_name is not None:
+        return
+    if isinstance(origin, bootc.Origin):
+        for problem in origin.problems:
+            yield Finding("origin-odd", problem, "bootc may fail on it: correct the file")
+    if isinstance(origin, bootc.Origin) and origin.manifest_digest is None:
         yield Finding(
             "origin-without-digest",
             "its origin names no manifest",

@@ -55,6 +55,7 @@ __all__ = [
     "RefusedError",
     "ReflogEntryNotFound",
     "RepositoryNotFound",
+    "SysrootNotFound",
     "SystemFailure",
     "TagExists",
     "TagNotFound",
@@ -285,6 +286,21 @@ class RepositoryNotFound(NotFoundError):
     @property
     def hint(self) -> str:
         return "name one with --repo DIR, --sysroot DIR, --user or --system, or set CFS_TAG_REPO"
+
+
+class SysrootNotFound(NotFoundError):
+    """A command about deployments, and no sysroot with the repository."""
+
+    code = "sysroot-not-found"
+    path: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.path} is no repository of a bootc host: there is no state/deploy beside it"
+
+    @property
+    def hint(self) -> str:
+        return "name the physical root with --sysroot DIR, or set CFS_TAG_SYSROOT"
 
 
 class TagNotFound(NotFoundError):

@@ -180,7 +180,7 @@ def look_up(repo: ReadRepo, view: SysrootView, name: DeploymentId, index: Index 
         notes.append(f"the origin names {origin.manifest_digest}, which is gone")
     index = index if index is not None else Index(repo)
     imginfo = _imginfo(view, name, notes)
-    image_name = origin.image_name if isinstance(origin, bootc.Origin) else None
+    image_name = origin.image.name if isinstance(origin, bootc.Origin) and origin.image is not None else None
     for source, found in (
         ("image", index.of_image(name)),
         ("imginfo", index.of_config(imginfo.config_digest) if imginfo is not None else []),
@@ -203,7 +203,7 @@ def look_up(repo: ReadRepo, view: SysrootView, name: DeploymentId, index: Index 
 def _rank(index: Index, digest: Digest, image_name: str | None) -> tuple[int, str]:
     """bootc's own tag first, then the tag equal to the origin's image, other tags by name, untagged ones by digest."""
     tags = index.tags_of(digest)
-    if any(tag.startswith("localhost/bootc-") for tag in tags):
+    if any(tag.startswith(bootc.TAG_PREFIX) for tag in tags):
         return 0, digest
     if image_name is not None and any(tag in (image_name, f"docker://{image_name}") for tag in tags):
         return 1, digest

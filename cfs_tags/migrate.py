@@ -23,6 +23,7 @@ from cfs_tags.deploying import plan_parts
 from cfs_tags.errors import (
     CfsTagsError,
     DamagedError,
+    ExpectationFailed,
     FormatError,
     IncompleteTarget,
     NothingToUndo,
@@ -276,7 +277,10 @@ def _origin_change(view: SysrootView, name: DeploymentId, digest: Digest) -> Ite
     with Directory(view.sysroot.root) as top:
         data = top.read_file(path, bootc.MAX_ORIGIN)
     if data is not None:
-        yield OriginChange(name, path, data, bootc.origin_with_manifest_digest(data, digest))
+        try:
+            yield OriginChange(name, path, data, bootc.origin_with_manifest_digest(data, digest))
+        except ExpectationFailed:
+            return  # it says something there already, if nothing that can be read: not ours to decide
 
 
 # -- doing -------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, SystemFailure
-from cfs_tags.formats import bootc
+from cfs_tags.formats import bootc, bootentry, bootorder, pe
 from cfs_tags.repo.directory import Directory
 from cfs_tags.values import Algorithm, DeploymentId
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "Finding", "Place", "Sysroot", "SysrootView", "reason_of"]
 
 _MAX_FILE = 1 << 20
-_MOUNT_SOURCE = re.compile(r"^(?:transient:composefs=|composefs:)([0-9a-f]+)$", re.ASCII)
+_LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"  # systemd's, see the Boot Loader Interface
 
 
 class Place(NamedTuple):
@@ -68,7 +68,7 @@ class Sysroot(NamedTuple):
 
     ``root`` is the physical root, whose ``composefs/`` and ``state/`` are meant; ``boot`` the boot directory; ``esp`` the
     EFI system partition; ``run`` the system's ``/run``; ``cmdline`` the running kernel's command line and ``mounts`` the
-    sources of its mounts.  ``without`` names parts that the system does not have, which are therefore not missed
+    sources of its mounts; ``loader_info`` the EFI variable of that name.  ``without`` names parts that the system does not have, which are therefore not missed
     (``esp``, ``boot``, ``run``, ``kernel``).
     """
 
@@ -78,6 +78,7 @@ class Sysroot(NamedTuple):
     run: str | None = None
     cmdline: str | None = None
     mounts: tuple[str, ...] | None = None
+    loader_info: str | None = None
     without: frozenset[str] = frozenset()
 
     @classmethod
@@ -99,23 +100,26 @@ class Sysroot(NamedTuple):
         live = _same(root, "/") or _same(root, "/sysroot")
         absent = frozenset(without)
         mounts: tuple[str, ...] | None = None
+        loader_info = None
         if live:
             run = run or "/run"
             cmdline = cmdline if cmdline is not None else _text("/proc/cmdline")
             mounts = _mount_sources()
+            loader_info = _loader_info()
             if not os.path.isdir("/sys/firmware/efi"):
                 absent |= {"esp"}
         boot = boot or _first(_boot_like, f"{root}/boot", *(("/boot",) if live else ()))
         places = [f"{root}/boot/efi", f"{root}/efi", f"{root}/boot", *(("/boot/efi", "/efi", "/boot") if live else ())]
         esp = esp or _first(_esp_like, *places)
-        return cls(root, boot, esp, run, cmdline, mounts, absent)
+        return cls(root, boot, esp, run, cmdline, mounts, loader_info, absent)
 
 
 class SysrootView(NamedTuple):
     """What was seen of a sysroot.
 
     ``seen`` maps each deployment to the names of the places that have it; ``entries`` are in boot order (active ones first,
-    then staged); ``places`` are all that were tried; ``booted`` and ``staged`` are None where nothing says so.
+    then staged); ``places`` are all that were tried; ``booted`` and ``staged`` are None where nothing says so; ``loader`` is
+    the boot loader (``formats/bootorder.py``).
     """
 
     sysroot: Sysroot
@@ -126,6 +130,7 @@ class SysrootView(NamedTuple):
     booted: DeploymentId | None
     staged: DeploymentId | None
     findings: tuple[Finding, ...]
+    loader: str
 
     @property
     def unread(self) -> tuple[Place, ...]:
@@ -170,6 +175,7 @@ class _Reader:
             booted,
             staged,
             tuple(self._findings),
+            self._loader(),
         )
 
     def _see(self, name: str | None, place: str) -> DeploymentId | None:
@@ -248,30 +254,30 @@ class _Reader:
             self._place(place, boot)
 
     def _bls(self, top: Directory, path: str, staged: bool) -> Iterator[Entry]:
-        parsed: list[tuple[str, bootc.BootEntry]] = []
+        parsed: list[tuple[str, bootentry.BootEntry]] = []
         for name in top.names(path) or ():
             if not name.endswith(".conf"):
                 continue
             shown = os.path.join(top.path, path, name)
             try:
-                data = top.read_file(f"{path}/{name}", bootc.MAX_BOOT_ENTRY)
+                data = top.read_file(f"{path}/{name}", bootentry.MAX_BOOT_ENTRY)
                 if data is not None:
-                    parsed.append((name, bootc.parse_boot_entry(data)))
+                    parsed.append((name, bootentry.parse_boot_entry(data)))
             except FormatError as error:
                 self._find(
                     "boot-entry-unreadable", f"{shown}: {error.message}", "it may boot any deployment: mend or remove it"
                 )
                 self._place("boot-entry", shown, error.message)
-        for name, entry in bootc.boot_order(parsed, self._loader()):
+        for name, entry in bootorder.boot_order(parsed, self._loader()):
             yield self._entry(os.path.join(top.path, path, name), "bls", staged, entry.deployments, entry)
 
     def _grub(self, top: Directory, path: str, staged: bool) -> Iterator[Entry]:
-        data = top.read_file(path, bootc.MAX_GRUB_CONFIG)
+        data = top.read_file(path, bootentry.MAX_GRUB_CONFIG)
         if data is None:
             return
         shown = os.path.join(top.path, path)
         try:
-            entries = bootc.parse_grub_config(data)
+            entries = bootentry.parse_grub_config(data)
         except FormatError as error:
             self._find("boot-entry-unreadable", f"{shown}: {error.message}", "it may boot any deployment: mend it")
             self._place("boot-entry", shown, error.message)
@@ -280,10 +286,12 @@ class _Reader:
             ids = (entry.deployment,) if entry.deployment is not None else ()
             yield self._entry(shown, "grub", staged, ids, entry)
 
-    def _entry(self, path: str, kind: str, staged: bool, ids: Sequence[str], entry: bootc.BootEntry | bootc.GrubEntry) -> Entry:
+    def _entry(
+        self, path: str, kind: str, staged: bool, ids: Sequence[str], entry: bootentry.BootEntry | bootentry.GrubEntry
+    ) -> Entry:
         place = "staged-entry" if staged else "boot-entry"
         found = [self._see(name, place) for name in ids]
-        version = entry.version if isinstance(entry, bootc.BootEntry) else None
+        version = entry.version if isinstance(entry, bootentry.BootEntry) else None
         problem = None
         if len(set(ids)) > 1:
             problem = f"it names {len(set(ids))} deployments"
@@ -309,10 +317,10 @@ class _Reader:
             if fd is None:
                 return
             try:
-                cmdline = bootc.uki_cmdline(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
+                cmdline = pe.uki_cmdline(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
             finally:
                 os.close(fd)
-            arguments = bootc.composefs_arguments(cmdline)
+            arguments = bootentry.composefs_arguments(cmdline)
         except (FormatError, OSError) as error:
             reason = reason_of(error)
             self._find("uki-unreadable", f"{shown}: {reason}", "it may boot any deployment: write it again")
@@ -331,7 +339,7 @@ class _Reader:
         path = os.path.join(run, "composefs/staged-deployment")
         try:
             with Directory(run) as top:
-                data = top.read_file("composefs/staged-deployment", _MAX_FILE)
+                data = top.read_file("composefs/staged-deployment", bootc.MAX_STAGED)
             staged = bootc.parse_staged(data).deployment if data is not None else None
         except (OSError, CfsTagsError) as error:
             self._place("staged-file", path, reason_of(error))
@@ -345,10 +353,11 @@ class _Reader:
             self._missing("kernel", "kernel", "it is the command line of another system")
             return None
         self._place("kernel", "/proc/cmdline")
-        booted = None
-        for argument in bootc.composefs_arguments(cmdline):
-            booted = booted or self._see(argument.id, "kernel")
-        return booted
+        arguments = bootentry.composefs_arguments(cmdline)
+        for argument in arguments:
+            self._see(argument.id, "kernel")
+        followed = bootentry.booted_argument(arguments, self._algorithm)
+        return followed.id if followed is not None else None
 
     def _mounts(self) -> None:
         mounts = self._sysroot.mounts
@@ -357,15 +366,15 @@ class _Reader:
             return
         self._place("mounts", "/proc/self/mountinfo")
         for source in mounts:
-            match = _MOUNT_SOURCE.match(source)
-            if match is not None:
-                self._see(match[1], "mounts")
+            self._see(bootc.deployment_of_mount_source(source), "mounts")
 
     def _loader(self) -> str:
-        # as bootc tells them apart without EFI variables: GRUB keeps a directory of its own in /boot
+        if self._sysroot.loader_info is not None:
+            return bootorder.bootloader(self._sysroot.loader_info)
+        # without the word of the firmware: GRUB keeps a directory of its own in /boot, systemd-boot none
         boot = self._sysroot.boot
-        grub = boot is not None and any(os.path.isdir(os.path.join(boot, name)) for name in ("grub2", "grub"))
-        return "grub" if grub or self._sysroot.esp is None else "systemd-boot"
+        grub = boot is None or any(os.path.isdir(os.path.join(boot, name)) for name in ("grub2", "grub"))
+        return bootorder.GRUB if grub or not _esp_like(self._sysroot.esp or boot or "") else bootorder.SYSTEMD_BOOT
 
     def _find(self, code: str, message: str, advice: str) -> None:
         self._findings.append(Finding(code, message, advice))
@@ -409,6 +418,14 @@ def _mount_sources() -> tuple[str, ...] | None:
         return None
     # "36 35 98:0 / /mnt rw - ext4 SOURCE options": the source is the second field after the lone dash
     return tuple(fields[1] for line in table.splitlines() if len(fields := line.partition(" - ")[2].split(" ")) > 1)
+
+
+def _loader_info() -> str | None:
+    try:
+        with open(f"/sys/firmware/efi/efivars/LoaderInfo-{_LOADER_GUID}", "rb") as file:
+            return file.read(1024)[4:].decode("utf-16-le", "replace").rstrip("\0")  # four bytes of attributes go before
+    except OSError:
+        return None
 
 
 def reason_of(error: Exception) -> str:

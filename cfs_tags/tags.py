@@ -430,28 +430,47 @@ def _history(repo: ReadRepo, name: str) -> list[LogLine]:
         tag = find(repo, name)
         if tag is not None and tag.path not in paths:
             paths.append(tag.path)
-    entries: list[reflog.Entry] = []
+        if component and (tag.home == "lease" if tag is not None else not any(reflog.last_value(repo, path) for path in paths)):
+            paths.extend(_past_leases(repo, component, paths))
+    dated: list[tuple[str, reflog.Entry]] = []
     for path in paths:
         known = reflog.history(repo, path).entries
-        entries.extend(reflog.with_found(known, path, _link(repo, path), reflog.timestamp()))
-    entries = _one_home(entries)
-    entries.sort(key=lambda entry: entry.time, reverse=True)
+        latest = ""
+        for entry in reflog.with_found(known, path, _link(repo, path), reflog.timestamp()):
+            latest = max(latest, entry.time)  # the clock may have been set back; the order in the file is right
+            dated.append((latest, entry))
+    dated.sort(key=lambda pair: pair[0])
+    entries = reversed(_one_home([entry for _, entry in dated]))
     return [
         LogLine(number, name, entry, _digest_text(entry.old), _digest_text(entry.new)) for number, entry in enumerate(entries)
     ]
 
 
+def _past_leases(repo: ReadRepo, component: str, known: list[str]) -> list[str]:
+    """Where leases of that file name once stood."""
+    ends = f"/{component}"
+    paths = {entry.ref for entry in reflog.all_entries(repo).entries}
+    return sorted(path for path in paths if path.startswith(f"{layout.LEASES}/") and path.endswith(ends) and path not in known)
+
+
 def _one_home(entries: list[reflog.Entry]) -> list[reflog.Entry]:
     """A move between homes as one entry: what was made in one and removed from another in the same transaction."""
-    made = {entry.transaction: entry for entry in entries if entry.new is not None}
-    left = {entry.transaction: entry.old for entry in entries if entry.new is None}
-    result = []
+    made: dict[str, reflog.Entry] = {}
+    left: dict[str, reflog.Entry] = {}
     for entry in entries:
-        if entry.transaction in made and entry.transaction in left:
-            if entry.new is not None:
-                result.append(entry._replace(old=entry.old or left[entry.transaction]))
-        else:
+        if entry.action != reflog.FOUND:
+            (left if entry.new is None else made)[entry.transaction] = entry
+    result = []
+    pending: set[str] = set()
+    for entry in entries:
+        transaction = entry.transaction
+        if entry.action == reflog.FOUND or transaction not in made or transaction not in left:
             result.append(entry)
+        elif transaction not in pending:
+            pending.add(transaction)  # where the other half stands, the move was done
+        else:
+            both = made[transaction]
+            result.append(both._replace(old=both.old or left[transaction].old))
     return result
 
 

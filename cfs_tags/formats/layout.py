@@ -87,8 +87,8 @@ def decode_name(component: str) -> str:
     >>> decode_name("a%252Fb")
     'a%2Fb'
     """
-    if "%" not in component:
-        return component
+    if "%25" not in component:
+        return component.replace("%2F", "/")
     return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], component)
 
 

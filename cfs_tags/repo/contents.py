@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import DamagedError, DigestMismatch, FormatError, MissingObject, TargetNotFound, UnsupportedFeature
+from cfs_tags.errors import (
+    DamagedError,
+    DigestMismatch,
+    FormatError,
+    MissingObject,
+    TargetNotFound,
+    UnsupportedError,
+    UnsupportedFeature,
+)
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.values import ContentId, Digest, ObjectId
 
@@ -147,7 +155,7 @@ def missing_behind(repo: ReadRepo, path: str, link: str) -> tuple[str, ...]:
             return (f"object {target[:12]}… of {tree}/{name} is missing",)
         digest = name.manifest_digest if tree == layout.STREAMS else None
         return missing_parts(repo, digest) if digest is not None else ()
-    except (DamagedError, TargetNotFound) as error:
+    except (DamagedError, TargetNotFound, UnsupportedError) as error:
         return (error.message,)
 
 

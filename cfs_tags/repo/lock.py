@@ -56,13 +56,22 @@ class Lock:
 
     @classmethod
     def of(cls, dir_fd: int, name: str, path: str) -> Lock:
-        """The lock on ``name`` (``.`` for the directory itself) in a directory; ``path`` is what errors call it."""
-        status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        """The lock on ``name`` (``.`` for the directory itself) in a directory; ``path`` is what errors call it.
+
+        Raises:
+            SystemFailure: it is gone, or the system refused.
+        """
+        try:
+            status = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError as error:
+            raise SystemFailure.of(error, "lock", path) from error
         key = (status.st_dev, status.st_ino)
         with cls._guard:
             lock = cls._known.get(key)
             if lock is None:
                 lock = cls._known[key] = cls(key, path)
+            elif lock._count == 0:
+                lock._path = path  # renamed since, or another file with the inode of one that is gone
         return lock
 
     @property
@@ -117,7 +126,8 @@ class Lock:
     def _try(self, mode: Mode, dir_fd: int, name: str) -> bool:
         own = -1
         try:
-            own = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+            # non-blocking: opening a pipe that somebody put there would wait without a deadline
+            own = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
             fcntl.flock(own, (fcntl.LOCK_SH if mode == "shared" else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             if own >= 0:

@@ -7,7 +7,9 @@ one holds it for as long as :meth:`ReadRepo.locked` says.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -36,8 +38,10 @@ __all__ = ["MAX_JSON_OBJECT", "ReadRepo", "Repository", "WriteRepo"]
 MAX_JSON_OBJECT = 16 << 20
 """Largest manifest or config, and largest splitstream of one, that is read into memory, in bytes."""
 
+_PARTS = (layout.OBJECTS, layout.STREAMS, layout.IMAGES, layout.STREAM_REFS, layout.IMAGE_REFS, layout.STATE)
 _META = "meta.json"
 _MAX_META = 1 << 20
+_MOUNTED_READ_ONLY = "the file system is mounted read-only"
 
 
 class Repository:
@@ -88,6 +92,7 @@ class ReadRepo(Directory):
         except OSError as error:
             raise SystemFailure.of(error, "open", path) from error
         try:
+            self._refuse_links()
             self.meta = self._read_meta()
             self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
         except BaseException:
@@ -95,6 +100,16 @@ class ReadRepo(Directory):
             raise
 
     # -- what kind of repository ---------------------------------------------------------------------------------------
+
+    def _refuse_links(self) -> None:
+        # paths below these are given to the system whole: a link here would take every one of them elsewhere
+        for path in _PARTS:
+            try:
+                mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
+            except OSError:
+                continue  # absent, or said where it is needed
+            if stat.S_ISLNK(mode):
+                raise self._malformed(path, "a directory", "a link")
 
     def _read_meta(self) -> RepoMeta | None:
         data = self.read_file(_META, _MAX_META)
@@ -243,7 +258,7 @@ class WriteRepo(ReadRepo):
             features = ", ".join(self.meta.unknown_read_only)
             raise ReadOnlyRepository(path=self.path, reason=f"this program may not write with the feature {features}")
         if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
-            raise ReadOnlyRepository(path=self.path, reason="the file system is mounted read-only")
+            raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY)
 
     def _foreign_owner(self) -> fsops.Owner | None:
         # what root makes in a user's repository must stay the user's to change
@@ -253,18 +268,25 @@ class WriteRepo(ReadRepo):
         return None
 
     def make_directories(self, path: str) -> None:
-        """Make a directory of the repository and its parents, and have their names on disk."""
-        if self.is_directory(path):
-            return
+        """Make a directory of the repository and its parents, and have their names on disk.
+
+        Raises:
+            FormatError: something else is in the place of one of them; a link, above all, is not followed.
+            ReadOnlyRepository, SystemFailure: the system refused.
+        """
         parent, _, _ = path.rpartition("/")
         if parent:
             self.make_directories(parent)
+        if self.is_directory(path):
+            return
         try:
             if fsops.make_directory(self.fd, path, self.owner):
                 fsops.sync(self.fd, parent or ".")
             elif not self.is_directory(path):
                 raise self._malformed(path, "a directory", self._kind(path))
         except OSError as error:
+            if error.errno == errno.EROFS:
+                raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY) from error
             raise SystemFailure.of(error, "make", self._shown(path)) from error
 
     @property

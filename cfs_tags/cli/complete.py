@@ -1,0 +1,116 @@
+"""Completion of words in the shell.
+
+Only names that mean themselves in every shell are offered: a name is foreign text, and what is completed is one key
+from being run.  Nothing here fails loudly: where there is no repository, nothing is offered."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["answer", "names", "sort_keys", "tags_and_trash"]
+
+_SAFE = re.compile(r"[\w@][\w./:@%+,-]*")
+_JOINTS = re.compile(r"[:=]+|@")
+
+
+def names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Tags and deployment refs that start with what is there."""
+    return _safe(tag for tag in _rows(ctx) if tag.startswith(incomplete))
+
+
+def tags_and_trash(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Tags and, without their prefix, deleted tags."""
+    rows = {*_rows(ctx), *(name.removeprefix("@trash/") for name in _rows(ctx, trash=True))}
+    return _safe(name for name in rows if name.startswith(incomplete))
+
+
+def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """What a list can be sorted by."""
+    keys = ("name", "digest", "owner", "created", "home")
+    return [key for key in (*keys, *(f"-{key}" for key in keys)) if key.startswith(incomplete)]
+
+
+def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
+    from cfs_tags import tags
+    from cfs_tags.cli.session import Session
+    from cfs_tags.errors import CfsTagsError
+
+    options = ctx.find_root().params
+    try:
+        session = Session.of(
+            repo=options.get("repo"),
+            sysroot=options.get("sysroot"),
+            user=bool(options.get("user")),
+            system=bool(options.get("system")),
+        )
+        with session.open() as repo:
+            return [tag.name for tag in (tags.trash(repo) if trash else tags.list_tags(repo))]
+    except (CfsTagsError, OSError):
+        return []
+
+
+def _safe(found: Iterable[str]) -> list[str]:
+    return sorted({name for name in found if name.isprintable() and _SAFE.fullmatch(name)})
+
+
+def answer(group: Any, program: str, variable: str) -> int:
+    """Answer the shell that asks in the variable; returns the exit status."""
+    # bash cuts words at : and =, and wants back only what stands behind the last cut
+    cut = _join_words() if os.environ[variable] == "complete_bash" else 0
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    said = StringIO()
+    try:
+        with redirect_stdout(said):
+            group.main([], prog_name=program)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    text = said.getvalue()
+    if cut:
+        text = "".join(f"{line[cut:]}\n" for line in text.splitlines())
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    return status
+
+
+def _join_words() -> int:
+    """Put the words that bash cut together again; returns how much of the last one bash has cut off already."""
+    try:
+        words = os.environ["COMP_WORDS"].split("\n")
+        at = int(os.environ["COMP_CWORD"])
+    except (KeyError, ValueError):
+        return 0
+    if len(words) == 1:  # joined with blanks by somebody else than typer's script
+        words = words[0].split(" ")
+    joined: list[str] = []
+    glue = False
+    cut = 0
+    for index, word in enumerate(words[: at + 1]):
+        joint = _JOINTS.fullmatch(word) is not None
+        # "@" begins a name as often as it stands inside one, so it holds on to what follows only
+        if joined and (glue or (joint and word != "@" and index > 1)):
+            cut = len(joined[-1]) + (len(word) if joint else 0)
+            joined[-1] += word
+        else:
+            cut = len(word) if joint else 0
+            joined.append(word)
+        glue = joint
+    if at >= len(words):
+        joined.append("")
+        cut = 0
+    os.environ["COMP_WORDS"] = " ".join(_quoted(word) for word in joined)
+    os.environ["COMP_CWORD"] = str(len(joined) - 1)
+    return cut
+
+
+def _quoted(word: str) -> str:
+    # an unfinished quotation of the user's stays as it is
+    return word if word and not re.search(r"\s", word) else f"'{word}'" if "'" not in word else word

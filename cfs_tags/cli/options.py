@@ -1,0 +1,89 @@
+"""Options that several commands have, and the reading of their values."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from cfs_tags.cli import complete
+from cfs_tags.errors import CommandLineError, InvalidArgument
+
+__all__ = [
+    "DryRun",
+    "Json",
+    "JsonLines",
+    "LockTimeout",
+    "NameArgument",
+    "Owners",
+    "Reason",
+    "duration",
+    "excluding",
+    "owners",
+    "seconds",
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print one JSON object a line.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")]
+Reason = Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the log.")]
+LockTimeout = Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")]
+Owners = Annotated[
+    list[str] | None,
+    typer.Option("--owner", metavar="OWNER", help="Change tags of that owner, too: bootc.", show_default=False),
+]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete.names, show_default=False)]
+
+_OWNERS = ("app", "bootc", "deployment", "foreign")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(?:\d{1,9}[smhdw])+", re.ASCII)
+_LONGEST = 100 * 365 * 86400
+
+
+def duration(text: str, option: str) -> int:
+    """Seconds in a duration: ``7d``, ``12h``, ``30m``, ``90s``, ``2w``, or several of them (``1d12h``).
+
+    Raises:
+        InvalidArgument: it is none, no time at all, or more than a hundred years.
+    """
+    if _DURATION.fullmatch(text) is None:
+        raise InvalidArgument(argument=option, value=text, reason="is no duration: write 7d, 12h, 30m or 90s")
+    total = sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhdw])", text))
+    if not 0 < total <= _LONGEST:
+        raise InvalidArgument(argument=option, value=text, reason="must be between a second and a hundred years")
+    return total
+
+
+def seconds(timeout: float) -> float:
+    """A time-out that ends.
+
+    Raises:
+        InvalidArgument: negative, or not a number of seconds that anybody could wait.
+    """
+    if not 0 <= timeout <= _LONGEST:
+        raise InvalidArgument(argument="--lock-timeout", value=f"{timeout:g}", reason="must be 0 seconds or more")
+    return timeout
+
+
+def owners(given: list[str] | None) -> tuple[str, ...]:
+    """Owners that were named.
+
+    Raises:
+        InvalidArgument: there is no such owner.
+    """
+    for name in given or ():
+        if name not in _OWNERS:
+            raise InvalidArgument(argument="--owner", value=name, reason=f"is none of {', '.join(_OWNERS)}")
+    return tuple(given or ())
+
+
+def excluding(ctx: typer.Context, **given: object) -> None:
+    """Refuse options that exclude each other; keywords are their names with ``_`` for ``-``.
+
+    Raises:
+        CommandLineError: more than one of them was given.
+    """
+    names = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if len(names) > 1:
+        raise CommandLineError(command=ctx.command_path, text=f"{' and '.join(names)} exclude each other")

@@ -1,0 +1,119 @@
+"""What the commands about deployments share: finding the sysroot, and showing rows."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfs_tags.cli import output
+from cfs_tags.errors import InvalidArgument, SysrootNotFound, printable
+
+if TYPE_CHECKING:
+    from cfs_tags.cli.session import Session
+    from cfs_tags.deployments import Deployment
+    from cfs_tags.repo.store import ReadRepo
+    from cfs_tags.sysroot import Finding, SysrootView
+
+__all__ = ["Boot", "Booted", "Esp", "Run", "finding_facts", "place_facts", "row_facts", "show_findings", "view_of"]
+
+Boot = Annotated[
+    str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
+]
+Esp = Annotated[
+    str | None,
+    typer.Option(
+        "--esp", metavar="DIR", help="Where the EFI system partition is mounted, 'none' if there is none.", show_default=False
+    ),
+]
+Run = Annotated[
+    str | None, typer.Option("--run", metavar="DIR", help="The system's /run, 'none' if it is not running.", show_default=False)
+]
+Booted = Annotated[
+    str | None,
+    typer.Option(
+        "--booted",
+        metavar="ID",
+        help="The booted deployment of another system, 'none' if it is not running.",
+        show_default=False,
+    ),
+]
+
+
+def view_of(
+    session: Session, repo: ReadRepo, boot: str | None, esp: str | None, run: str | None, booted: str | None
+) -> SysrootView:
+    """Read the sysroot of the repository.
+
+    Raises:
+        SysrootNotFound: the repository is no bootc repository, and no sysroot was named.
+        InvalidArgument: ``--booted`` is no id.
+    """
+    from cfs_tags.sysroot import Sysroot, SysrootView
+
+    root = session.sysroot or repo.sysroot
+    if root is None:
+        raise SysrootNotFound(path=repo.path)
+    without = {part for part, value in (("boot", boot), ("esp", esp), ("run", run), ("kernel", booted)) if value == "none"}
+    cmdline = None
+    if booted is not None and booted != "none":
+        if len(booted) != repo.algorithm.hex_length:
+            raise InvalidArgument(
+                argument="--booted", value=booted, reason=f"is no deployment id: those have {repo.algorithm.hex_length} digits"
+            )
+        cmdline = f"composefs={booted}"
+    sysroot = Sysroot.find(
+        os.path.normpath(root),
+        boot=None if boot == "none" else boot,
+        esp=None if esp == "none" else esp,
+        run=None if run == "none" else run,
+        cmdline=cmdline,
+        without=without,
+    )
+    return SysrootView.read(sysroot, repo.algorithm)
+
+
+def row_facts(row: Deployment) -> dict[str, Any]:
+    """A deployment as JSON shows it."""
+    return {
+        "id": row.id,
+        "state": row.state,
+        "image": row.image,
+        "version": row.version,
+        "created": row.created,
+        "manifest": row.manifest,
+        "ref": row.ref,
+        "places": row.places,
+        "entries": [
+            {
+                "path": entry.path,
+                "kind": entry.kind,
+                "staged": entry.staged,
+                "title": entry.title,
+                "version": entry.version,
+                "problem": entry.problem,
+            }
+            for entry in row.entries
+        ],
+        "health": [finding_facts(finding) for finding in row.health],
+    }
+
+
+def finding_facts(finding: Finding) -> dict[str, str]:
+    """A finding as JSON shows it."""
+    return {"code": finding.code, "message": finding.message, "advice": finding.advice}
+
+
+def place_facts(view: SysrootView) -> list[dict[str, str | None]]:
+    """Places as JSON shows them."""
+    return [{"place": place.name, "path": place.path or None, "not_read": place.reason} for place in view.places]
+
+
+def show_findings(view: SysrootView) -> None:
+    """What was found wrong with the sysroot itself, and what could not be read, below a table."""
+    for place in view.unread:
+        where = f" ({printable(place.path)})" if place.path else ""
+        output.lines([f"not read: {place.name}{where}: {printable(place.reason)}"])
+    for finding in view.findings:
+        output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
