@@ -79,5 +79,36 @@ else
     echo "(exit status $?)"
 fi
 
+# the copy is no running system: its /run and what it booted are named, and it has no EFI system partition
+booted=$(sed -n 's/^  "booted": "\(.*\)",$/\1/p' "$here/host.json")
+system="--run $CFS_TAG_SYSROOT/run --booted $booted --esp none"
+
+say "The deployments of the host: what keeps them now is computed from files beside the repository"
+# shellcheck disable=SC2086  # several words on purpose
+step cfs-tag deployments $system
+# shellcheck disable=SC2086
+step cfs-tag lookup rollback $system
+
+say "Each gets refs of its own, with a proof that nothing is lost"
+# shellcheck disable=SC2086
+step cfs-tag migrate --dry-run $system
+# shellcheck disable=SC2086
+step cfs-tag migrate $system --reason "refs decide from now on"
+# shellcheck disable=SC2086
+step cfs-tag deployments $system
+
+if [ -n "$cfsctl" ]; then
+    say "Even without bootc's own tags, a collection that knows nothing of deployments keeps them whole"
+    rm "$CFS_TAG_SYSROOT"/composefs/streams/refs/oci/localhost%2Fbootc-*
+    step "$cfsctl" --repo "$CFS_TAG_SYSROOT/composefs" gc
+    # shellcheck disable=SC2086
+    step cfs-tag deployments $system
+fi
+
+say "A look-up needs no origin file any more"
+rm "$CFS_TAG_SYSROOT"/state/deploy/*/*.origin
+# shellcheck disable=SC2086
+step cfs-tag lookup booted $system
+
 say "The repository is as its other users want it"
 peer_agrees

@@ -7,21 +7,28 @@ from typing import Annotated
 import typer
 
 from cfs_tags.cli import complete
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, duration, excluding, owners
+from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, duration, excluding, owners, seconds
+from cfs_tags.errors import CommandLineError
 
 
 def command(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="Of the tag.")],
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="Of the tag; none with --deployment.")
+    ] = None,
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="TARGET",
             autocompletion=complete.names,
             show_default=False,
             help="What it names: a tag, @sha256:DIGITS, @deployment/ID, @trash/NAME or NAME@{N}.",
         ),
-    ],
+    ] = None,
+    deployment: Annotated[
+        str | None,
+        typer.Option(metavar="ID", show_default=False, help="Make the ref of a deployment; without TARGET it is looked up."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names something else.")] = False,
     expect: Annotated[
         str | None, typer.Option(metavar="DIGEST|absent", help="Only if the tag names this now, or is absent.")
@@ -37,7 +44,7 @@ def command(
     lock_timeout: LockTimeout = 30.0,
     as_json: Json = False,
 ) -> None:
-    """Make a tag, or move one.
+    """Make a tag, or move one; or make the ref of a deployment.
 
     A tag keeps the image that it names.  Everything that the image needs must be there.  The same digest again is no
     change.  A tag that names something else is moved only with --force, or with --expect and the digest that it names
@@ -52,7 +59,19 @@ def command(
       cfs-tag create quay.io/org/app:stable @sha256:9e9675 --force --reason "passed its tests"
       cfs-tag create build/4711 quay.io/org/app:1.3 --expires 7d
       cfs-tag create quay.io/org/app:1.3 @sha256:9e9675 --expect absent
+      cfs-tag create --deployment 6c19d984f340… @sha256:02aeae
     """
+    if deployment is not None:
+        excluding(ctx, deployment=deployment, shared=shared)
+        excluding(ctx, deployment=deployment, private=private)
+        excluding(ctx, deployment=deployment, expires=expires)
+        excluding(ctx, deployment=deployment, expect=expect)
+        if target is not None:
+            raise CommandLineError(command=ctx.command_path, text="--deployment takes a TARGET and no NAME")
+        _deployment(ctx, deployment, name, force, dry_run, reason, lock_timeout, as_json)
+        return
+    if name is None or target is None:
+        raise CommandLineError(command=ctx.command_path, text=f"Missing argument {'NAME' if name is None else 'TARGET'!r}.")
     excluding(ctx, shared=shared, private=private, expires=expires)
     named = owners(owner)
     until = None if expires is None else duration(expires, "--expires")
@@ -76,3 +95,38 @@ def command(
         lock_timeout=lock_timeout,
         as_json=as_json,
     )
+
+
+def _deployment(
+    ctx: typer.Context,
+    text: str,
+    target: str | None,
+    force: bool,
+    dry_run: bool,
+    reason: str | None,
+    lock_timeout: float,
+    as_json: bool,
+) -> None:
+    from cfs_tags import deploying, tags
+    from cfs_tags.cli import output, sysroots
+    from cfs_tags.cli.session import note
+    from cfs_tags.values import DeploymentId
+
+    timeout = seconds(lock_timeout)
+    session = ctx.obj
+    with session.open(write=True) as repo:
+        name = DeploymentId.parse(text, repo.algorithm)
+        digest = tags.resolve(repo, target) if target is not None else None
+        view = None
+        if digest is None:
+            view = sysroots.view_of(session, repo, None, None, None, None)
+        if dry_run:
+            made = deploying.plan_create(repo, view, name, digest, force=force)
+        else:
+            made = deploying.create(repo, name, digest, view=view, force=force, note=note(reason), timeout=timeout)
+    if as_json:
+        refs = [{"ref": change.path, "old": change.old, "new": change.new} for change in made.changes]
+        output.document("create", {"dry_run": dry_run, "deployment": name, "changes": refs})
+        return
+    done = "created" if made.changes else "unchanged"
+    output.lines([f"{'would be ' if dry_run and made.changes else ''}{done}: @deployment/{name}"])

@@ -59,7 +59,7 @@ def command(
     timeout = seconds(lock_timeout)
     session = ctx.obj
     if dry_run:
-        with session.open() as repo:
+        with session.open(write=True) as repo:
             view = sysroots.view_of(session, repo, boot, esp, run, booted)
             if undo:
                 _show_undo(migrating.plan_undo(repo, view, force=force), as_json, dry_run)

@@ -47,7 +47,7 @@ def command(
     kept_for = 0.0 if grace == "0" else float(duration(grace, "--grace"))
     timeout = seconds(lock_timeout)
     session = ctx.obj
-    with session.open(write=not dry_run) as repo:
+    with session.open(write=True) as repo:
         only = [deploying.referred_by(repo, text) for text in ids or ()]
 
         def read() -> SysrootView:

@@ -36,7 +36,7 @@ class CommandLine(NamedTuple):
 
 
 COMMANDS = {
-    "create": CommandLine("Tags", "Make a tag, or move one."),
+    "create": CommandLine("Tags", "Make a tag, or move one; or make the ref of a deployment."),
     "list": CommandLine("Tags", "List tags and deployment refs."),
     "show": CommandLine("Tags", "Show what a name stands for."),
     "resolve": CommandLine("Tags", "Print the digest that a name stands for."),
@@ -175,6 +175,7 @@ def _end(error: BaseException) -> int:
     except OutputFailed as failed:
         output.give_up()
         output.fail(failed)
+        output.fail(reported)
     return reported.status
 
 
