@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import DamagedError, FormatError, SystemFailure
 from cfs_tags.formats import layout, splitstream
+from cfs_tags.repo.contents import EROFS_KEY
 from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["Closure", "Graph", "Rule"]
+__all__ = ["EROFS_KEY", "Closure", "Graph", "Links", "Node", "Rule", "content_ids", "mapped", "read_image_refs", "read_node"]
 
 
 class Rule(Enum):
@@ -72,21 +73,82 @@ class Closure(NamedTuple):
 _NOTHING = Closure(frozenset(), frozenset(), frozenset(), ())
 
 
-class _Node(NamedTuple):
-    """A splitstream as the collector sees it: objects it refers to, and its named refs."""
+class Node(NamedTuple):
+    """A splitstream as a collector sees it.
 
-    objects: frozenset[bytes]
+    ``table`` is the digests of the objects that it is made of, raw, one after the other; ``named`` its named refs.
+    """
+
+    table: bytes
     named: tuple[tuple[str, ObjectId], ...]
 
 
+def content_ids(name: str) -> tuple[ContentId, ...]:
+    """The names in ``streams/`` that the thing behind a named ref may have; none for EROFS images."""
+    if name.startswith("config:"):
+        return (ContentId.trusted(f"oci-config-{name[7:]}"),)
+    if name.startswith(EROFS_KEY) or ":" not in name:
+        return ()
+    return (ContentId.trusted(f"oci-layer-{name}"), ContentId.trusted(f"oci-blob-{name}"))
+
+
+class Links:
+    """The names in ``streams/``, read once: which object each leads to, and which name an object has.
+
+    ``problems`` has a line for each name that leads to no object.
+    """
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self.object_of: dict[str, ObjectId] = {}
+        self.name_of: dict[ObjectId, str] = {}
+        self.problems: dict[str, str] = {}
+        for name in repo.names(layout.STREAMS) or ():
+            if name == "refs":
+                continue
+            try:
+                object_id = repo.stream_object(ContentId.trusted(name))
+            except DamagedError as error:
+                self.problems[name] = error.message
+                continue
+            if object_id is not None:
+                self.object_of[name] = object_id
+                self.name_of[object_id] = name
+
+
+def read_node(repo: ReadRepo, object_id: ObjectId, why: str) -> Node:
+    """The references in a splitstream object.
+
+    Raises:
+        MissingObject, FormatError: it cannot be followed; ``why`` is what names it.
+    """
+    with mapped(repo, object_id, why) as data:
+        stream = splitstream.parse(data, repo.algorithm)
+        node = Node(bytes(stream.raw_object_refs), tuple(stream.named_refs.items()))
+        stream.release()
+    return node
+
+
+def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
+    """At least the raw digests of the objects that an EROFS image needs: never fewer, see ``formats/erofs.py``.
+
+    Raises:
+        MissingObject, FormatError: it is not there, or no image.
+    """
+    from cfs_tags.formats import erofs
+
+    with mapped(repo, object_id, why) as data:
+        erofs.check_image(data)
+        return erofs.scan_object_refs(data, repo.algorithm)
+
+
 class Graph:
-    """The references of a repository, each object read at most once."""
+    """The references of a repository as sets, each object read at most once: for questions about a few roots."""
 
     def __init__(self, repo: ReadRepo) -> None:
         self._repo = repo
-        self._nodes: dict[ObjectId, _Node] = {}
+        self._nodes: dict[ObjectId, tuple[frozenset[bytes], tuple[tuple[str, ObjectId], ...]]] = {}
         self._contents: dict[ObjectId, frozenset[bytes]] = {}
-        self._names: dict[ObjectId, str] | None = None
+        self._links: Links | None = None
 
     def of_stream(self, content_id: ContentId, rule: Rule) -> Closure:
         """What a ref to ``streams/<content id>`` keeps alive."""
@@ -108,18 +170,18 @@ class Graph:
                 continue
             seen.add(current)
             try:
-                node = self._node(current, why)
+                contents, named = self._node(current, why)
             except DamagedError as error:
                 problems.append(error.message)
                 continue
-            objects |= node.objects
-            for name, target in node.named:
+            objects |= contents
+            for name, target in named:
                 objects.add(bytes.fromhex(target))
-                if name.startswith("composefs.image"):
+                if name.startswith(EROFS_KEY):
                     if not self._repo.has_object(target):
                         problems.append(f"object {target[:12]}… ({name}, named by {why}) is missing")
                     continue
-                link = self._linked().get(target)
+                link = self._linked().name_of.get(target)
                 if link is not None:
                     streams.add(link)
                 if link is not None or rule is Rule.OBJECT:
@@ -137,49 +199,30 @@ class Graph:
             return _NOTHING._replace(problems=(error.message,))
         return Closure(contents | {bytes.fromhex(object_id)}, frozenset(), frozenset((name,)), ())
 
-    def _node(self, object_id: ObjectId, why: str) -> _Node:
-        node = self._nodes.get(object_id)
-        if node is None:
-            with _mapped(self._repo, object_id, why) as data:
-                stream = splitstream.parse(data, self._repo.algorithm)
-                named = tuple(stream.named_refs.items())
-                table = bytes(stream.raw_object_refs)
-                stream.release()
+    def _node(self, object_id: ObjectId, why: str) -> tuple[frozenset[bytes], tuple[tuple[str, ObjectId], ...]]:
+        known = self._nodes.get(object_id)
+        if known is None:
+            node = read_node(self._repo, object_id, why)
             size = self._repo.algorithm.size
-            objects = frozenset(table[at : at + size] for at in range(0, len(table), size))
-            node = self._nodes[object_id] = _Node(objects, named)
-        return node
+            table = node.table
+            known = frozenset([table[at : at + size] for at in range(0, len(table), size)]), node.named
+            self._nodes[object_id] = known
+        return known
 
     def _image(self, object_id: ObjectId, why: str) -> frozenset[bytes]:
         known = self._contents.get(object_id)
         if known is None:
-            from cfs_tags.formats import erofs
-
-            with _mapped(self._repo, object_id, why) as data:
-                erofs.check_image(data)
-                known = frozenset(erofs.scan_object_refs(data, self._repo.algorithm))
-            self._contents[object_id] = known
+            known = self._contents[object_id] = frozenset(read_image_refs(self._repo, object_id, why))
         return known
 
-    def _linked(self) -> dict[ObjectId, str]:
-        """Names in ``streams/`` by the object that they lead to; a name that leads to none is left out."""
-        if self._names is None:
-            names: dict[ObjectId, str] = {}
-            for name in self._repo.names(layout.STREAMS) or ():
-                if name == "refs":
-                    continue
-                try:
-                    object_id = self._repo.stream_object(ContentId.trusted(name))
-                except DamagedError:
-                    continue
-                if object_id is not None:
-                    names[object_id] = name
-            self._names = names
-        return self._names
+    def _linked(self) -> Links:
+        if self._links is None:
+            self._links = Links(self._repo)
+        return self._links
 
 
 @contextmanager
-def _mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap.mmap | bytes]:
+def mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap.mmap | bytes]:
     """The bytes of an object, mapped: nothing is copied, whatever its size.  A FormatError is told where they are."""
     fd = repo.open_object(object_id, why)
     try:
