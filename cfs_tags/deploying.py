@@ -153,7 +153,7 @@ def plan_create(
     changes = plan_parts(repo, name, digest, "create")
     if not force:
         named = contents.load(repo, digest).erofs
-        if named and name not in named.values():
+        if named and name not in named.values() and digest not in Index(repo).of_image(name):
             raise DeploymentMismatch(deployment=name, manifest=digest, images=tuple(sorted(set(named.values()))))
         for change in changes:
             if change.old is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import AmbiguousName, CfsTagsError, DamagedError, FormatError, InvalidArgument, TargetNotFound
 from cfs_tags.formats import bootc, bootorder
-from cfs_tags.lookup import digest_of_link, ref_state, referred
+from cfs_tags.lookup import digest_of_link, ref_state, referred, version_of
 from cfs_tags.repo import contents
 from cfs_tags.sysroot import Entry, Finding
 from cfs_tags.values import DeploymentId, Digest
@@ -184,7 +184,4 @@ def _facts(repo: ReadRepo, digest: Digest, health: list[Finding]) -> tuple[str |
     except DamagedError as error:
         health.append(Finding("manifest-damaged", error.message, "'cfs-tag fsck' says what is missing"))
         return None, None
-    key = "org.opencontainers.image.version"
-    labels = image.config.labels if image.config is not None else {}
-    created = image.config.created if image.config is not None else None
-    return image.manifest.annotations.get(key) or labels.get(key), created
+    return version_of(image), image.config.created if image.config is not None else None

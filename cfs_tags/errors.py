@@ -29,6 +29,7 @@ from typing import Any, ClassVar, dataclass_transform
 __all__ = [
     "AmbiguousName",
     "BadRefLink",
+    "BrokenRoots",
     "CfsTagsError",
     "CommandLineError",
     "DamagedError",
@@ -596,6 +597,26 @@ class NotALink(DamagedError):
     @property
     def message(self) -> str:
         return f"{self.path} is {self.found}, not a link"
+
+
+class BrokenRoots(DamagedError):
+    """Something that refs lead to cannot be followed, so that nothing can be said to be dead.
+
+    ``problems`` has what is wrong and the refs that need it, for each.
+    """
+
+    code = "broken-roots"
+    problems: tuple[tuple[str, tuple[str, ...]], ...]
+
+    @property
+    def message(self) -> str:
+        shown = "; ".join(f"{what} (needed by {', '.join(refs[:3])})" for what, refs in self.problems[:5])
+        more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
+        return f"nothing was deleted: {shown}{more}"
+
+    @property
+    def hint(self) -> str:
+        return "'cfs-tag fsck --repair' takes dangling refs out; --keep-broken collects what nothing broken leads to"
 
 
 class MissingObject(DamagedError):

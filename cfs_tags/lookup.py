@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import CfsTagsError, DamagedError, FormatError, TargetNotFound
+from cfs_tags.errors import CfsTagsError, FormatError
 from cfs_tags.formats import bootc, layout
 from cfs_tags.repo import contents, refs
 from cfs_tags.repo.directory import Directory
@@ -20,10 +20,11 @@ from cfs_tags.values import ContentId, DeploymentId, Digest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cfs_tags.repo.contents import StoredImage
     from cfs_tags.repo.store import ReadRepo
     from cfs_tags.sysroot import SysrootView
 
-__all__ = ["Index", "Lookup", "RefState", "digest_of_link", "look_up", "ref_paths", "ref_state", "referred"]
+__all__ = ["Index", "Lookup", "RefState", "digest_of_link", "look_up", "ref_paths", "ref_state", "referred", "version_of"]
 
 
 class RefState(NamedTuple):
@@ -105,14 +106,19 @@ class Index:
 
     def __init__(self, repo: ReadRepo) -> None:
         self._repo = repo
-        self._images: dict[str, list[Digest]] | None = None
+        self._images: dict[str, set[Digest]] | None = None
         self._configs: dict[Digest, list[Digest]] = {}
         self._config_of: dict[Digest, Digest] = {}
         self._tags: dict[Digest, list[str]] | None = None
 
     def of_image(self, name: str) -> list[Digest]:
-        """Manifests whose config names an EROFS image, plain or for booting."""
-        return self._build().get(name, [])
+        """Manifests whose config names an EROFS image, plain or for booting.
+
+        Of several manifests with one config all are meant: the config stream that a manifest names may be an older
+        writing, from before that image was made.
+        """
+        configs = self._build().get(name, set())
+        return sorted(digest for config in configs for digest in self._configs[config])
 
     def of_config(self, digest: Digest) -> list[Digest]:
         """Manifests with a config."""
@@ -135,7 +141,7 @@ class Index:
             self._tags = {target: sorted(names) for target, names in tags.items()}
         return self._tags.get(digest, [])
 
-    def _build(self) -> dict[str, list[Digest]]:
+    def _build(self) -> dict[str, set[Digest]]:
         if self._images is None:
             self._images = {}
             for name in sorted(self._repo.names(layout.STREAMS) or ()):
@@ -144,13 +150,13 @@ class Index:
                     continue
                 try:
                     image = contents.load(self._repo, digest)
-                except (DamagedError, TargetNotFound):
+                except CfsTagsError:
                     continue  # it cannot be the answer; fsck reports it
                 config = image.manifest.config.digest
                 self._configs.setdefault(config, []).append(digest)
                 self._config_of[digest] = config
-                for erofs in set(image.erofs.values()):
-                    self._images.setdefault(erofs, []).append(digest)
+                for erofs in image.erofs.values():
+                    self._images.setdefault(erofs, set()).add(config)
         return self._images
 
 
@@ -228,6 +234,13 @@ def _has_manifest(repo: ReadRepo, digest: Digest) -> bool:
         return repo.stream_object(ContentId.manifest(digest)) is not None
     except CfsTagsError:
         return False
+
+
+def version_of(image: StoredImage) -> str | None:
+    """The version that an image says it is: by annotation, else by label."""
+    key = "org.opencontainers.image.version"
+    labels = image.config.labels if image.config is not None else {}
+    return image.manifest.annotations.get(key) or labels.get(key)
 
 
 def digest_of_link(link: str | None) -> Digest | None:

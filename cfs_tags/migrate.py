@@ -437,7 +437,7 @@ def _garbage(repo: ReadRepo, view: SysrootView, changes: Sequence[RefChange]) ->
 
 
 def _keep_by_tag(repo: ReadRepo, name: DeploymentId, changes: Sequence[RefChange], rows: list[UndoRow]) -> list[RefChange]:
-    """``--force``: a tag for the manifest; where there is none, the image part stays."""
+    """``--force``: a tag for the manifest; the parts that a tag does not stand for, config and image, stay."""
     paths = ref_paths(name)
     manifest = repo.read_link(paths["manifest"])
     result = list(changes)
@@ -448,10 +448,14 @@ def _keep_by_tag(repo: ReadRepo, name: DeploymentId, changes: Sequence[RefChange
         if found != link:
             result.insert(0, RefChange(path, found, link, "undo"))
         rows.append(UndoRow(path, "made", "nothing else keeps this manifest"))
-    result = [change for change in result if change.path != paths["image"]]
-    rows[:] = [row for row in rows if row.path != paths["image"]]
-    rows.append(UndoRow(paths["image"], "kept", "nothing else keeps this image bootable"))
-    return result
+    reasons = {
+        paths["config"]: "the manifest may name an older writing of it",
+        paths["image"]: "nothing else keeps this image bootable",
+    }
+    staying = [change.path for change in result if change.path in reasons]
+    rows[:] = [row for row in rows if row.path not in staying]
+    rows.extend(UndoRow(path, "kept", reasons[path]) for path in staying)
+    return [change for change in result if change.path not in staying]
 
 
 def _origins_back(repo: ReadRepo, view: SysrootView, record: _Record, rows: list[UndoRow]) -> Iterator[OriginChange]:

@@ -118,11 +118,12 @@ def plan_rename(repo: ReadRepo, old: str, new: str, *, owners: Sequence[str] = (
     """Give a tag another name.  It stays in its home; ``force`` replaces a tag that has the new name.
 
     Raises:
-        TagNotFound, TagExists, OwnerRefused, InvalidTagName.
+        TagNotFound, TagExists, OwnerRefused, InvalidTagName, TargetNotFound, IncompleteTarget.
     """
     planner = _Planner(repo, owners)
     tag = planner.existing(old)
     digest = digest_of(tag)
+    planner.check(digest)
     name = TagName.parse(new)
     if tag.home == "lease":
         path = f"{tag.path.rpartition('/')[0]}/{layout.encode_name(name)}"
@@ -130,6 +131,8 @@ def plan_rename(repo: ReadRepo, old: str, new: str, *, owners: Sequence[str] = (
         path = f"{HOMES[tag.home]}/{layout.encode_name(name)}"
     planner.allow(name)
     target = find(repo, new)
+    if target is not None and target.path == tag.path:
+        target = None  # only the place changes, if that: a name in a directory below oci/ becomes one of ours
     if target is not None and not force:
         raise TagExists(name=new, found=str(target.digest or target.link), wanted=digest)
     # the new name first: at no instant is the content without a ref
@@ -218,6 +221,14 @@ class _Planner:
         if owner != "app" and owner not in self._owners:
             raise OwnerRefused(name=name, owner=owner)
 
+    def check(self, digest: Digest) -> None:
+        """Refuse a manifest that is not there or not complete: nothing is to name it."""
+        if digest not in self._checked:
+            missing = contents.missing_parts(self._repo, digest)
+            if missing:
+                raise IncompleteTarget(target=digest, missing=missing)
+            self._checked[digest] = self._bootc and lacks_erofs(self._repo, digest)
+
     def existing(self, name: str) -> Tag:
         tag = find(self._repo, name)
         if tag is None:
@@ -275,11 +286,7 @@ class _Planner:
         digest = self._targets.get(text)
         if digest is None:
             digest = self._targets[text] = resolve(self._repo, text)
-            if digest not in self._checked:
-                missing = contents.missing_parts(self._repo, digest)
-                if missing:
-                    raise IncompleteTarget(target=digest, missing=missing)
-                self._checked[digest] = self._bootc and lacks_erofs(self._repo, digest)
+            self.check(digest)
         return digest
 
     def _home(self, instruction: Instruction, tag: Tag | None, digest: Digest) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from cfs_tags.errors import (
     BadRefLink,
     CfsTagsError,
     InvalidArgument,
+    NotALink,
     ReflogEntryNotFound,
     TagNotFound,
     TargetNotFound,
@@ -174,7 +175,7 @@ def find(repo: ReadRepo, name: str) -> Tag | None:
     for home, path in _places(repo, name):
         target = _link(repo, path)
         if target is not None:
-            return health.tag(home, path, path[len(HOMES[home]) + 1 :], target)
+            return health.tag(home, path, path[len(HOMES[home]) + 1 :], target or None)
     return _find_lease(repo, name, health)
 
 
@@ -223,11 +224,19 @@ def facts(image: StoredImage) -> Facts:
 
 
 def referrers(repo: ReadRepo, digest: Digest) -> list[Digest]:
-    """Digests of the artifacts that say they refer to a manifest (signatures, SBOMs), sorted."""
+    """Digests of the artifacts that say they refer to a manifest (signatures, SBOMs), sorted.
+
+    Those that cfsctl counts: they are there, and the ref leads to the one that it is named after (composefs-rs 0.9.4,
+    ``oci_image.rs``).
+    """
     found = []
     for name in repo.names(f"{layout.REFERRERS}/{digest}") or ():
         try:
-            found.append(Digest.parse(name))
+            artifact = Digest.parse(name)
+            target = _link(repo, f"{layout.REFERRERS}/{digest}/{name}") or ""
+            content_id = ContentId.manifest(artifact)
+            if target.rpartition("/")[2] == content_id and repo.stream_object(content_id) is not None:
+                found.append(artifact)
         except CfsTagsError:
             continue
     return sorted(found)
@@ -253,7 +262,7 @@ class _Health:
 
     def __init__(self, repo: ReadRepo) -> None:
         self._repo = repo
-        self._targets: dict[str, tuple[Digest | None, str | None]] = {}
+        self._targets: dict[tuple[int, str], tuple[Digest | None, str | None]] = {}
 
     def tag(self, home: str, path: str, relative: str, link: str | None) -> Tag:
         """A row for the ref at ``path``; ``relative`` is the path within the home."""
@@ -278,9 +287,10 @@ class _Health:
         """Digest and problem of a ref."""
         if link is None:
             return None, "no link, which stops the collectors of cfsctl and bootc"
-        known = self._targets.get(link)
+        key = path.count("/"), link  # one directory deeper the same text leads elsewhere
+        known = self._targets.get(key)
         if known is None or known[1] is not None:  # a problem names its path
-            known = self._targets[link] = self._look(path, link)
+            known = self._targets[key] = self._look(path, link)
         return known
 
     def _look(self, path: str, link: str) -> tuple[Digest | None, str | None]:
@@ -335,15 +345,24 @@ def _places(repo: ReadRepo, name: str) -> Iterator[tuple[str, str]]:
     if component is not None:
         yield "shared", f"{layout.SHARED_TAGS}/{component}"
         yield "private", f"{layout.PRIVATE_TAGS}/{component}"
-    # cfsctl lists what stands in real directories below oci/ under its path; no link is followed to get there
-    parts = name.split("/")
-    if len(parts) > 1 and all(part and part not in (".", "..") and "\0" not in part for part in parts):
-        path = layout.SHARED_TAGS
-        for part in parts[:-1]:
-            path = f"{path}/{part}"
-            if not repo.is_directory(path):
-                return
-        yield "shared", f"{path}/{parts[-1]}"
+    # cfsctl lists what stands in real directories below oci/ under its path, and what nobody encoded as it is
+    if "%" in name:
+        for entry in refs.walk(repo, layout.SHARED_TAGS):
+            if layout.decode_name(entry.path[len(layout.SHARED_TAGS) + 1 :]) == name:
+                yield "shared", entry.path
+    elif "/" in name and "\0" not in name:
+        yield from _in_directories(repo, layout.SHARED_TAGS, name.split("/"))
+
+
+def _in_directories(repo: ReadRepo, top: str, parts: list[str]) -> Iterator[tuple[str, str]]:
+    """Where a name without ``%`` may stand in real directories below ``top``; no link is followed to get there."""
+    for size in range(1, len(parts)):
+        component = _component("/".join(parts[:size]))
+        if component is not None and repo.is_directory(f"{top}/{component}"):
+            last = _component("/".join(parts[size:]))
+            if last is not None:
+                yield "shared", f"{top}/{component}/{last}"
+            yield from _in_directories(repo, f"{top}/{component}", parts[size:])
 
 
 def _find_lease(repo: ReadRepo, name: str, health: _Health) -> Tag | None:
@@ -354,15 +373,16 @@ def _find_lease(repo: ReadRepo, name: str, health: _Health) -> Tag | None:
         relative = f"{directory}/{component}"
         target = _link(repo, f"{layout.LEASES}/{relative}")
         if target is not None:
-            return health.tag("lease", f"{layout.LEASES}/{relative}", relative, target)
+            return health.tag("lease", f"{layout.LEASES}/{relative}", relative, target or None)
     return None
 
 
 def _link(repo: ReadRepo, path: str) -> str | None:
+    """The text of a link; empty for something else, but None for a directory, which is no ref and may hold some."""
     try:
         return repo.read_link(path)
-    except CfsTagsError:
-        return ""
+    except NotALink:
+        return None if repo.is_directory(path) else ""
 
 
 def digest_of(tag: Tag) -> Digest:
@@ -397,13 +417,14 @@ def _by_prefix(repo: ReadRepo, text: str) -> Digest:
         if repo.stream_object(ContentId.manifest(digest)) is None:
             raise TargetNotFound(kind="manifest", name=text)
         return digest
-    if len(digits) < _SHORTEST_PREFIX or not _HEX.fullmatch(digits):
+    if not _SHORTEST_PREFIX <= len(digits) < 64 or not _HEX.fullmatch(digits):
         raise InvalidArgument(
             argument="digest", value=text, reason=f"needs {_SHORTEST_PREFIX} to 64 hexadecimal digits in lower case"
         )
     start = _MANIFEST + text
-    found = [name[len(_MANIFEST) :] for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
-    return Digest.parse(_only(found, text, "manifest"))
+    names = [name for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
+    found = [found_digest for name in names if (found_digest := ContentId(name).manifest_digest) is not None]
+    return Digest.trusted(_only(found, text, "manifest"))
 
 
 def _deployment(repo: ReadRepo, prefix: str) -> Digest:
@@ -413,7 +434,7 @@ def _deployment(repo: ReadRepo, prefix: str) -> Digest:
     return digest_of(_Health(repo).tag("deployment", path, path.rpartition("/")[2], link))
 
 
-def _only(found: list[str], text: str, kind: str) -> str:
+def _only(found: Sequence[str], text: str, kind: str) -> str:
     if not found:
         raise TargetNotFound(kind=kind, name=text)
     if len(found) > 1:
@@ -483,14 +504,15 @@ def logged_digest(repo: ReadRepo, name: str, number: int) -> Digest:
 
     Raises:
         TagNotFound: no such tag, ever.
-        ReflogEntryNotFound: no such entry, or the tag was absent then.
+        ReflogEntryNotFound: no such entry, or the tag was absent then, or led to something that is no manifest.
     """
     lines = _history(repo, name)
     if not lines:
         raise TagNotFound(name=name)
-    if number >= len(lines) or lines[number].new is None:
+    digest = _logged(lines[number]) if number < len(lines) else None
+    if digest is None:
         raise ReflogEntryNotFound(name=name, number=number, entries=len(lines))
-    return Digest.parse(str(lines[number].new))
+    return digest
 
 
 def previous_digest(repo: ReadRepo, name: str, current: Tag | None) -> Digest:
@@ -500,6 +522,11 @@ def previous_digest(repo: ReadRepo, name: str, current: Tag | None) -> Digest:
     if not lines:
         raise TagNotFound(name=name)
     for line in lines:
-        if line.new is not None and line.new != now:
-            return Digest.parse(line.new)
+        digest = _logged(line)
+        if digest is not None and digest != now:
+            return digest
     raise ReflogEntryNotFound(name=name, number=1, entries=len(lines))
+
+
+def _logged(line: LogLine) -> Digest | None:
+    return ContentId(f"{_MANIFEST}{line.new}").manifest_digest

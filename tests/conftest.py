@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -85,10 +86,11 @@ def _pristine(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     """Builds a repository once for each key and keeps it for copying; never handed to a test itself."""
     home = tmp_path_factory.mktemp("pristine")
     known: dict[str, Path] = {}
+    numbers = count()  # not the length of known: one build may ask for another
 
     def get(key: str, build: Callable[[Path], object]) -> Path:
         if key not in known:
-            path = home / f"{len(known)}"
+            path = home / f"{next(numbers)}"
             build(path)
             known[key] = path
         return known[key]

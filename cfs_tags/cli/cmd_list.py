@@ -65,13 +65,13 @@ def command(
       cfs-tag list --points-at @sha256:9e9675
       cfs-tag list --owner bootc --sort -created --format '{name} {digest}'
     """
-    excluding(ctx, format=template, json=as_json, jsonl=as_lines)
-    excluding(ctx, owner=owner, all=everything)
     key = sort.removeprefix("-")
     if key not in _KEYS:
         raise InvalidArgument(argument="--sort", value=sort, reason=f"is none of {', '.join(_KEYS)}")
     wanted = owners(owner) or (("app", "bootc", "deployment", "foreign") if everything else None)
     used = None if template is None else _fields_of(template)
+    excluding(ctx, format=template is not None, json=as_json, jsonl=as_lines)
+    excluding(ctx, owner=owner, all=everything)
     needs_images = long or key == "created" or (used is not None and not _PLAIN.keys() >= set(used))
 
     from cfs_tags import tags

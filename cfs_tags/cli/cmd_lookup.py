@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,8 +55,7 @@ def command(
             if found.digest is None:
                 raise _unresolved(found)
             data = (contents.raw_manifest if raw == "manifest" else contents.raw_config)(repo, found.digest)
-            sys.stdout.flush()
-            sys.stdout.buffer.write(data)
+            output.emit_bytes(data)
             return
         facts = _facts(repo, found)
     if as_json:
@@ -75,6 +73,7 @@ def _unresolved(found: Lookup) -> UnresolvedDeployment:
 
 def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
     from cfs_tags.errors import DamagedError
+    from cfs_tags.lookup import version_of
     from cfs_tags.repo import contents
 
     facts: dict[str, Any] = {
@@ -96,6 +95,7 @@ def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
         return facts
     config = image.config
     facts |= {
+        "version": version_of(image),
         "config": image.manifest.config.digest,
         "layers": [
             {"digest": layer.descriptor.digest, "diff_id": layer.diff_id, "size": layer.descriptor.size}
@@ -116,6 +116,7 @@ def _show(state: str, image: str | None, facts: dict[str, Any]) -> None:
             ("Deployment", facts["id"]),
             ("State", state),
             ("Image", image),
+            ("Version", facts.get("version")),
             ("Manifest", facts["manifest"]),
             ("Source", facts["source"]),
             ("Config", facts.get("config")),

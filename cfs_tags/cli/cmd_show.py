@@ -38,9 +38,9 @@ def command(
       cfs-tag show @sha256:9e9675 --json
       cfs-tag show quay.io/org/app:stable --raw manifest | sha256sum
     """
-    excluding(ctx, raw=raw, json=as_json)
     if raw not in (None, "manifest", "config"):
         raise InvalidArgument(argument="--raw", value=raw, reason="is neither manifest nor config")
+    excluding(ctx, raw=raw, json=as_json)
     timeout = seconds(lock_timeout)
 
     from cfs_tags import tags

@@ -106,6 +106,9 @@ def _join_words() -> int:
     if at >= len(words):
         joined.append("")
         cut = 0
+    if joined[-1].startswith("--") and "=" in joined[-1]:
+        # typer answers with the value of the option alone
+        cut = max(0, cut - joined[-1].index("=") - 1)
     os.environ["COMP_WORDS"] = " ".join(_quoted(word) for word in joined)
     os.environ["COMP_CWORD"] = str(len(joined) - 1)
     return cut

@@ -7,9 +7,10 @@ table.  Everything that goes wrong ends here, as an error in text or JSON and an
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -18,7 +19,7 @@ from cfs_tags.cli import output
 from cfs_tags.cli.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from cfs_tags.errors import CfsTagsError
 
@@ -26,6 +27,7 @@ __all__ = ["COMMANDS", "PROGRAM", "main"]
 
 PROGRAM = "cfs-tag"
 _COMPLETION = "_CFS_TAG_COMPLETE"
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 
 class CommandLine(NamedTuple):
@@ -50,6 +52,9 @@ COMMANDS = {
     "lookup": CommandLine("Deployments", "Say which manifest a deployment was made from, and how that is known."),
     "migrate": CommandLine("Deployments", "Give every deployment of a host its ref, with a proof that nothing is lost."),
     "retire": CommandLine("Deployments", "Remove the refs of deployments that are gone, after adopting those that have none."),
+    "gc": CommandLine("Space", "Collect what no ref leads to."),
+    "why": CommandLine("Space", "Say why something is kept: every chain from a ref to it."),
+    "df": CommandLine("Space", "Show who takes how much: by tag, deployment and owner."),
 }
 """All commands, in the order of the help."""
 
@@ -57,6 +62,12 @@ EXIT_STATUSES = (
     "Exit status: 0 done; 1 failed; 2 usage; 3 not found; 4 refused; 5 lock time-out; 6 damaged repository; "
     "7 unsupported format; 130 interrupted."
 )
+
+
+def _evaluated(function: _Function) -> _Function:
+    """The function with annotations that are no text any more: typer would evaluate each of them three times."""
+    function.__annotations__ = get_type_hints(function, include_extras=True)
+    return function
 
 
 class LazyGroup(TyperGroup):
@@ -79,7 +90,7 @@ class LazyGroup(TyperGroup):
 
         module = import_module(f"cfs_tags.cli.cmd_{cmd_name.replace('-', '_')}")
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(cmd_name, epilog=EXIT_STATUSES)(module.command)
+        app.command(cmd_name, epilog=EXIT_STATUSES)(_evaluated(module.command))
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -112,6 +123,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
+@_evaluated
 def _group(
     ctx: typer.Context,
     repo: Annotated[
@@ -143,6 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``cfs-tag`` with these arguments (default: those of the process) and return its exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     output.start(words)
+    if not gc.isenabled():  # since the package was imported; what is there now stays
+        gc.freeze()
+        gc.enable()
     if _COMPLETION in os.environ:
         from cfs_tags.cli import complete
 

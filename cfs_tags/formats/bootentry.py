@@ -89,12 +89,9 @@ class EntryName(NamedTuple):
     priority: str
 
 
-_ENTRY_NAME = re.compile(r"bootc_([^-]*)-(.*)-([^-]*)\.conf", re.DOTALL)
-
-
 def parse_entry_name(name: str) -> EntryName | None:
     """Split the file name of a boot entry; None for one that bootc did not write, or bootc before 1.14."""
-    match = _ENTRY_NAME.fullmatch(name)
+    match = re.fullmatch(r"bootc_([^-]*)-(.*)-([^-]*)\.conf", name, re.DOTALL)
     return EntryName(match[1], match[2], match[3]) if match else None
 
 
@@ -153,7 +150,9 @@ class ComposefsArgument(NamedTuple):
     form: str
 
 
-_FORM = re.compile(r"v[12]-(sha256|sha512)-12", re.ASCII)
+_FORMS = {
+    f"v{version}-{algorithm.value}-12": algorithm for version in (1, 2) for algorithm in (Algorithm.SHA256, Algorithm.SHA512)
+}
 # what the kernel's isspace() knows below 128; NUL ends a command line, and what follows it is looked at all the same
 _PIECE = re.compile(r'(?:"[^"]*(?:"|$)|[^" \t\n\v\f\r\0])+')
 
@@ -205,10 +204,10 @@ def _argument(name: str, value: str) -> ComposefsArgument | None:
     form = "composefs"
     if name == "composefs.digest":
         form, _, text = text.partition(":")
-        if _FORM.fullmatch(form) is None:
+        if form not in _FORMS:
             return None
     found = _id(text)
-    if found is None or (form != "composefs" and found.algorithm.value not in form):
+    if found is None or _FORMS.get(form, found.algorithm) is not found.algorithm:
         return None
     return ComposefsArgument(found, optional, form)
 
@@ -350,11 +349,11 @@ class GrubEntry(NamedTuple):
 
 
 # title in quotes or without; bootc writes neither options nor anything else between it and the brace
-_MENUENTRY = re.compile(
-    r"""^[ \t]*menuentry\b(?:[ \t]+(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>[^']*)'|(?P<bare>[^\s"'{]+))[^{}\n]*\{)?""",
-    re.MULTILINE | re.DOTALL,
+_MENUENTRY = (
+    r"""(?ms)^[ \t]*menuentry\b"""
+    r"""(?:[ \t]+(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>[^']*)'|(?P<bare>[^\s"'{]+))[^{}\n]*\{)?"""
 )
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_BRACE = r"(?s)\\.|[{}]"
 
 
 def parse_grub_config(data: bytes) -> tuple[GrubEntry, ...]:
@@ -365,9 +364,10 @@ def parse_grub_config(data: bytes) -> tuple[GrubEntry, ...]:
     """
     structure = "GRUB configuration"
     text = _text(data, structure, MAX_GRUB_CONFIG)
+    menuentry = re.compile(_MENUENTRY)
     entries = []
     at = 0
-    while (match := _MENUENTRY.search(text, at)) is not None:
+    while (match := menuentry.search(text, at)) is not None:
         offset = len(text[: match.start()].encode())
         title = next((part for part in match.group("double", "single", "bare") if part is not None), None)
         if title is None:
@@ -382,7 +382,7 @@ def parse_grub_config(data: bytes) -> tuple[GrubEntry, ...]:
 
 def _end_of_block(text: str, start: int) -> int | None:
     depth = 1
-    for brace in _BRACE.finditer(text, start):
+    for brace in re.compile(_BRACE).finditer(text, start):
         depth += (brace[0] == "{") - (brace[0] == "}")
         if depth == 0:
             return brace.start()

@@ -253,7 +253,7 @@ def object_refs(data: Buffer, algorithm: Algorithm) -> set[ObjectId]:
 def scan_object_refs(data: Buffer, algorithm: Algorithm) -> set[bytes]:
     """At least the digests (raw bytes) that :func:`object_refs` finds, without following anything: a search for text.
 
-    For a collector: it never misses one, and takes a third of the time.  What it finds besides would be an xattr that
+    For a collector: it never misses one, and takes a quarter of the time.  What it finds besides would be an xattr that
     no inode uses, or a file's own bytes that look like one; neither occurs in images that composefs makes.  The image
     is not checked: see :func:`check_image`.
     """

@@ -66,7 +66,7 @@ TRASH = f"{OUR_REFS}/trash"
 STATE = "cfs-tags"
 
 _ESCAPES = {"2F": "/", "25": "%"}
-_ESCAPE = re.compile(r"%(2F|25)")
+_ESCAPE = re.compile("%(.{0,2})", re.DOTALL)
 _OBJECT_LINK = re.compile(r"\.\./objects/([0-9a-f]{2})/([0-9a-f]{62}(?:[0-9a-f]{64})?)", re.ASCII)
 
 
@@ -84,12 +84,14 @@ def encode_name(name: str) -> str:
 def decode_name(component: str) -> str:
     """The name that a path component stands for, decoded in one pass; other uses of ``%`` stand for themselves.
 
+    A ``%`` takes the two characters after it with it whatever they are, as in cfsctl: ``%%2F`` stands for itself.
+
     >>> decode_name("a%252Fb")
     'a%2Fb'
     """
-    if "%25" not in component:
+    if component.count("%") == component.count("%2F"):
         return component.replace("%2F", "/")
-    return _ESCAPE.sub(lambda match: _ESCAPES[match[1]], component)
+    return _ESCAPE.sub(lambda match: _ESCAPES.get(match[1], match[0]), component)
 
 
 def object_path(object_id: ObjectId) -> str:

@@ -17,9 +17,10 @@ disk and the reflog is written.  A journal that is there when a writer starts wa
 
 * every ref has its old or its new value, and every new target is complete: the rest is done (rolled forward);
 * else: refs that have the new value are put back, those that others moved are left, and the reflog says
-  ``transaction-abandoned``.  A ref is not put back to a target that is gone: it would stop every collector.
+  ``transaction-abandoned``.  A ref is not put back to a target that is gone, which would stop every collector: it keeps the
+  new one where that is whole, and goes where it is not.
 
-What a crash left of a peer's value in ``tmp/`` is put back before either.
+What a crash left of a peer's value in ``tmp/`` is put back before either.  A transaction that is in the reflog was done.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _TMP = f"{layout.STATE}/tmp"
 _JOURNAL = f"{layout.STATE}/journal"
 _MAX_JOURNAL = 256 << 20
 _MAX_DEPTH = 64
+_DIRECTORY = "\0directory"
+"""What ``_value`` calls a directory; no link has a NUL."""
 
 
 class RefEntry(NamedTuple):
@@ -111,7 +114,13 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
     pending = [(top, 0)]
     while pending:
         path, depth = pending.pop()
-        fd = repo.directory(path)
+        try:
+            fd = repo.directory(path)
+        except SystemFailure as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            yield RefEntry(path, None)  # deeper than any path can say
+            continue
         if fd is None:
             continue
         try:
@@ -239,13 +248,18 @@ class _Journal(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> _Journal | None:
-        """None for what a crash tore: nothing had been changed then."""
+        """None for what a crash tore: nothing had been changed then.
+
+        Root may recover in a repository of somebody else: what is no journal that we would write is none.
+        """
         try:
             document = json.loads(data)
             note = Note(*document["note"])
-            return cls(document["transaction"], note, tuple(RefChange(*change) for change in document["changes"]))
+            changes = tuple(RefChange(*change) for change in document["changes"])
+            found = cls(document["transaction"], note, changes)
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
+        return found if all(map(_is_change, changes)) and _are_texts((found.transaction, *note)) else None
 
 
 class _Writer:
@@ -283,6 +297,8 @@ class _Writer:
             reflog.append(self._repo, (journal.entry(change, time) for change in changes))
         except (Exception, KeyboardInterrupt) as error:
             with suppress(OSError):  # what cannot be undone now is for the recovery: the journal stays
+                if not isinstance(error, (OSError, ExpectationFailed)) and done < len(changes):
+                    done += self._was_made(changes[done], journal.spare(done))
                 self._take_back(journal, done)
                 if journalled:
                     self._clean(journal, durable=several)
@@ -290,13 +306,15 @@ class _Writer:
                 raise _failure(error, self._repo, changes[min(done, len(changes) - 1)].path) from error
             raise
         if journalled:
-            try:
+            # done, on disk and in the log: a journal that cannot be removed now is cleared by the next writer
+            with suppress(OSError):
                 self._clean(journal, durable=several)
-            except OSError as error:
-                raise _failure(error, self._repo, journal.path) from error
 
-    def _change(self, change: RefChange, spare: str) -> None:
-        """One change, with its comparison.  After ExpectationFailed the ref is what its peer made it."""
+    def _change(self, change: RefChange, spare: str, *, prepared: bool = False) -> None:
+        """One change, with its comparison.  After ExpectationFailed the ref is what its peer made it.
+
+        What came out is in ``spare`` afterwards; with ``prepared`` the new link is there before.
+        """
         path, old, new = change.path, change.old, change.new
         if old is None:
             assert new is not None
@@ -312,11 +330,18 @@ class _Writer:
                 # nobody else has the repository open: a plain look is a comparison
                 if self._value(path) != old:
                     raise _expected(change, self._value(path))
-                fsops.make_link(self._fd, spare, new)
-                fsops.rename(self._fd, spare, path)
+                if prepared:
+                    fsops.rename(self._fd, spare, path)
+                    return
+                self._discard(f"{spare}.new")  # what a crash left
+                fsops.make_link(self._fd, f"{spare}.new", new)
+                if old:
+                    fsops.make_link(self._fd, spare, old)  # undoing must not need room
+                fsops.rename(self._fd, f"{spare}.new", path)
                 return
             else:
-                fsops.make_link(self._fd, spare, new)
+                if not prepared:
+                    fsops.make_link(self._fd, spare, new)
                 fsops.exchange(self._fd, spare, path)
         except FileNotFoundError:
             raise _expected(change, None) from None
@@ -329,15 +354,23 @@ class _Writer:
         """Give a ref its peer's value back, from ``spare``; ``ours`` is what we put there, None for nothing."""
         if ours is None:
             found = self._value(spare)
-            try:
-                if found is not None:
+            if found is None:
+                return
+            if found not in ("", _DIRECTORY):
+                try:
                     fsops.make_link(self._fd, path, found)
-            except FileExistsError:
-                pass  # the peer was here again: its newest value stays
-            except OSError:
-                # no room for a new link: the old one goes back as it is, where nothing has come in between
-                if self._value(path) is None:
-                    fsops.rename(self._fd, spare, path)
+                except FileExistsError:
+                    return  # the peer was here again: its newest value stays
+                except OSError:
+                    pass  # no room for a new link: the old one goes back as it is
+                else:
+                    return
+            if self._value(path) is None:
+                fsops.rename(self._fd, spare, path)
+            return
+        if self._exclusive:
+            if self._value(path) == ours:
+                fsops.rename(self._fd, spare, path)
             return
         put: str | None = ours
         for _ in range(100):
@@ -351,12 +384,15 @@ class _Writer:
             put = holding
 
     def _value(self, path: str) -> str | None:
-        """The link at ``path``; the empty text, which no link has, for something that is no link."""
+        """The link at ``path``; the empty text, which no link has, for something that is no link.
+
+        For a directory a text that is nobody's old value: the refs below it must not go with it.
+        """
         try:
             return os.readlink(path, dir_fd=self._fd)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                return ""
+                return _DIRECTORY if self._repo.is_directory(path) else ""
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return None
             raise
@@ -371,17 +407,30 @@ class _Writer:
             if change.new is None:
                 self._put_back(change.path, spare, None)
             else:
-                self._undo(change, f"{spare}.undo")
+                self._undo(change, spare)
 
     def _undo(self, change: RefChange, spare: str) -> bool:
-        """Give one ref its old value, if it still has the new one.  False where a peer moved it."""
+        """Give one ref its old value, if it still has the new one.  False where a peer moved it.
+
+        The old link is taken from ``spare`` where it is there: on a full disk no other can be made.
+        """
+        undo = _undo_of(spare)
+        self._discard(undo)
+        prepared = change.old is not None and self._value(spare) == change.old
+        if prepared:
+            fsops.rename(self._fd, spare, undo)
         try:
-            self._change(RefChange(change.path, change.new, change.old, change.action), spare)
+            self._change(RefChange(change.path, change.new, change.old, change.action), undo, prepared=prepared)
         except ExpectationFailed:
             return False
-        finally:
-            self._discard(spare)
+        self._discard(undo)
         return True
+
+    def _was_made(self, change: RefChange, spare: str) -> bool:
+        """Whether a change was made that was interrupted before it could say so."""
+        self._rescue(change, spare)
+        made = self._value(change.path) == change.new
+        return made and (change.old is None or self._value(spare) == change.old)
 
     def recover(self) -> tuple[TransactionAbandoned, ...]:
         """Finish or take back what crashed writers left; then clear ``tmp/``."""
@@ -398,12 +447,18 @@ class _Writer:
                 fsops.sync(self._fd, _JOURNAL)
             for name in self._repo.names(_TMP) or ():
                 self._discard(f"{_TMP}/{name}")
+        except fsops.ExchangeUnsupported:
+            raise
         except OSError as error:
             raise _failure(error, self._repo, _JOURNAL) from error
         return tuple(abandoned)
 
     def _recover(self, journal: _Journal) -> tuple[str, ...]:
         """Reasons for taking the transaction back; none when it was finished."""
+        if all(self._is_logged(journal, change) for change in journal.changes):
+            return ()
+        for parent in {change.path.rpartition("/")[0] for change in journal.changes}:
+            self._repo.make_directories(parent)  # an empty one may have been cleared away since
         for index, change in enumerate(journal.changes):
             self._rescue(change, journal.spare(index))
         reasons = []
@@ -429,9 +484,10 @@ class _Writer:
             elif self._value(change.path) == change.new:
                 back = change.old
                 if back is not None and contents.missing_behind(self._repo, change.path, back):
-                    back = None
+                    whole = change.new is not None and not contents.missing_behind(self._repo, change.path, change.new)
+                    back = change.new if whole else None
                 undone = change._replace(old=back)
-                if undone.old == undone.new or self._undo(undone, f"{journal.spare(index)}.undo"):
+                if undone.old == undone.new or self._undo(undone, journal.spare(index)):
                     entries.append(journal.entry(change, time)._replace(new=back, action="transaction-abandoned"))
         for parent in sorted({change.path.rpartition("/")[0] for change in journal.changes}):
             if self._repo.is_directory(parent):
@@ -440,14 +496,19 @@ class _Writer:
         return tuple(reasons)
 
     def _rescue(self, change: RefChange, spare: str) -> None:
-        """Put back a peer's value that came out just before the crash."""
-        found = self._value(spare)
-        if found in (None, change.old, change.new):
-            return
-        if change.new is None:
-            self._put_back(change.path, spare, None)
-        elif self._value(change.path) == change.new:
-            self._put_back(change.path, spare, change.new)
+        """Put back a peer's value that came out just before the crash, unless its target has gone since."""
+        for place, ours in ((spare, change.new), (_undo_of(spare), change.old)):
+            found = self._value(place)
+            if found in (None, change.old, change.new) or self._value(change.path) != ours:
+                continue
+            if found in ("", _DIRECTORY) or not contents.missing_behind(self._repo, change.path, str(found)):
+                self._put_back(change.path, place, ours)
+
+    def _is_logged(self, journal: _Journal, change: RefChange) -> bool:
+        """Whether the log has the change, which is written when all of them are on disk."""
+        wanted = (journal.transaction, change.action, change.new)
+        entries = reflog.history(self._repo, change.path).entries
+        return any((entry.transaction, entry.action, entry.new) == wanted for entry in entries)
 
     # -- housekeeping --------------------------------------------------------------------------------------------------
 
@@ -468,21 +529,41 @@ class _Writer:
         if durable:
             fsops.sync(self._fd, _JOURNAL)
         for index, change in enumerate(journal.changes):
+            spare = journal.spare(index)
             if change.old is not None:
-                self._discard(journal.spare(index))
+                self._discard(spare)
+            if self._exclusive:
+                self._discard(f"{spare}.new")
 
     def _discard(self, path: str) -> None:
         with suppress(FileNotFoundError):
             fsops.remove(self._fd, path)
 
 
+def _undo_of(spare: str) -> str:
+    return f"{spare}.undo"
+
+
+def _is_change(change: tuple[object, ...]) -> bool:
+    """Whether a change from a journal is one of a ref, and of nothing else."""
+    path, _, new, action = change
+    if not _are_texts(change) or not isinstance(path, str) or not isinstance(action, str) or new == "" or "\0" in path:
+        return False
+    top, _, rest = path.partition("/refs/")
+    return top in (layout.STREAMS, layout.IMAGES) and not {"", ".", ".."} & set(rest.split("/"))
+
+
+def _are_texts(values: tuple[object, ...]) -> bool:
+    return all(value is None or isinstance(value, str) for value in values)
+
+
 def _expected(change: RefChange, found: str | None) -> ExpectationFailed:
-    return ExpectationFailed(
-        ref=change.path, wanted=_shown(change.old), found="something that is no link" if found == "" else _shown(found)
-    )
+    return ExpectationFailed(ref=change.path, wanted=_shown(change.old), found=_shown(found))
 
 
 def _shown(link: str | None) -> str:
+    if link in ("", _DIRECTORY):
+        return "something that is no link"
     return ABSENT if link is None else link.rpartition("/")[2]
 
 

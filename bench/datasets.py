@@ -1,0 +1,225 @@
+"""What is measured on: repositories and sysroots that the real cfsctl filled, kept in a cache folder.
+
+A data set is built once, in a folder that gets its name when it is whole; its name says what is in it.  What is measured may
+change only copies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+
+from record_host import Deployment, write_entries, write_kernel, write_state  # noqa: E402
+
+from support.images import (  # noqa: E402
+    Entry,
+    Image,
+    Layer,
+    app_image,
+    base_layer,
+    build_image,
+    directory,
+    file,
+    host_layer,
+    pull_image,
+    random_bytes,
+)
+from support.peers import Cfsctl  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Data", "copy", "deployment_ids", "tag_names"]
+
+_VERSION = 1
+"""Changes when what is built changes, so that old data sets are not taken for new ones."""
+_FILES_IN_DIRECTORY = 100
+_FILE_SIZE = 100
+"""Bytes of each file of a large image: more than the 64 that stay inline in a layer stream."""
+
+
+class Data:
+    """The data sets.
+
+    Args:
+        cache: directory that keeps them.
+        cfsctl: the program.
+        version: what it says its version is.
+        say: is told what takes long.
+    """
+
+    def __init__(self, cache: Path, cfsctl: Path, version: str, say: Callable[[str], None]) -> None:
+        self._cache = cache
+        self._program = cfsctl
+        self._label = f"{version.replace(' ', '-')}-{_VERSION}"
+        self._say = say
+
+    def images(self, count: int) -> Path:
+        """A repository of ``count`` app images, each pulled under one tag."""
+
+        def build(where: Path, cfsctl: Cfsctl) -> None:
+            repo = _new_repo(where / "composefs", cfsctl)
+            shared = [base_layer()]
+            for name in tag_names(count):
+                pull_image(cfsctl, repo, app_image(where / "layout", _short(name), shared), name)
+
+        return self._get(f"images-{count}", build) / "composefs"
+
+    def tags(self, images: int, count: int) -> Path:
+        """The same repository with ``count`` tags in all: the rest are links like those that ``cfsctl oci tag`` makes."""
+
+        def build(where: Path, cfsctl: Cfsctl) -> None:
+            repo = where / "composefs"
+            copy(self.images(images), repo)
+            home = repo / "streams" / "refs" / "oci"
+            targets = [link.readlink() for link in sorted(home.iterdir())]
+            for number, name in enumerate(tag_names(count)[images:]):
+                (home / name.replace("%", "%25").replace("/", "%2F")).symlink_to(targets[number % images])
+            cfsctl(repo, "gc", "--dry-run")
+
+        return self._get(f"tags-{count}-of-{images}", build) / "composefs"
+
+    def sysroot(self, deployments: int, manifests: int) -> Path:
+        """A sysroot of small deployments whose repository has ``manifests`` manifests in all, each with one tag."""
+
+        def build(where: Path, cfsctl: Cfsctl) -> None:
+            sysroot = where / "host"
+            repo = _new_repo(sysroot / "composefs", cfsctl)
+            common = base_layer("os-common", 30_000)
+            made = []
+            for number in range(deployments):
+                version = _version(number)
+                layers = [common, host_layer(version, boot_content=True)]
+                made.append(_deploy(cfsctl, repo, where / "layout", version, layers))
+            _write_sysroot(sysroot, made)
+            shared = [base_layer()]
+            for name in tag_names(manifests - deployments):
+                pull_image(cfsctl, repo, app_image(where / "layout", _short(name), shared), name)
+            cfsctl(repo, "gc", "--dry-run")
+
+        return self._get(f"sysroot-{deployments}-of-{manifests}", build) / "host"
+
+    def large_sysroot(self, deployments: int, files: int, shared: int) -> Path:
+        """A sysroot of deployments of ``files`` files in objects each, of which ``shared`` are in a layer of all of them."""
+
+        def build(where: Path, cfsctl: Cfsctl) -> None:
+            sysroot = where / "host"
+            repo = _new_repo(sysroot / "composefs", cfsctl)
+            common = Layer(_files("common", shared), "none")
+            made = []
+            for number in range(deployments):
+                version = _version(number)
+                # the fake kernel's layer has four files that are long enough for objects
+                own = Layer(_files(f"own-{version}", files - shared - 4), "none")
+                layers = [common, own, host_layer(version, boot_content=True)]
+                made.append(_deploy(cfsctl, repo, where / "layout", version, layers))
+            _write_sysroot(sysroot, made)
+            cfsctl(repo, "gc", "--dry-run", timeout=600)
+
+        return self._get(f"large-{deployments}-of-{files}-sharing-{shared}", build) / "host"
+
+    def _get(self, name: str, build: Callable[[Path, Cfsctl], None]) -> Path:
+        path = self._cache / f"{name}-{self._label}"
+        if not path.is_dir():
+            start = time.monotonic()
+            self._cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._cache, prefix="building-", ignore_cleanup_errors=True) as temporary:
+                building = Path(temporary)
+                self._say(f"building {name} in {path.parent} …")
+                made = building / "made"
+                made.mkdir()
+                home = building / "home"
+                home.mkdir()
+                build(made, _Patient(self._program, home))
+                shutil.rmtree(made / "layout", ignore_errors=True)
+                made.rename(path)
+            self._say(f"built in {time.monotonic() - start:.0f} s")
+        return path
+
+
+class _Patient(Cfsctl):
+    """cfsctl with time enough for large images."""
+
+    def __call__(
+        self,
+        repo: Path | None,
+        *args: str | Path,
+        check: bool = True,
+        input: bytes | None = None,
+        timeout: float = 1800.0,
+    ) -> subprocess.CompletedProcess[str]:
+        return super().__call__(repo, *args, check=check, input=input, timeout=timeout)
+
+
+def tag_names(count: int) -> list[str]:
+    """Names of tags, as long as they are in practice."""
+    return [f"registry.example.org/team-{number % 37}/service-{number % 211}:1.{number}.0" for number in range(count)]
+
+
+def deployment_ids(sysroot: Path) -> list[str]:
+    """All deployments of a sysroot, by id."""
+    return sorted(path.name for path in (sysroot / "state" / "deploy").iterdir())
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A copy for what adds and replaces files and never writes into one.
+
+    On the same file system its files are other names of the same, so that it is made quickly and takes no room.
+    """
+    same = source.stat().st_dev == target.parent.stat().st_dev
+    subprocess.run(["cp", "-al" if same else "-a", "--", source, target], check=True)
+    return target
+
+
+def _new_repo(path: Path, cfsctl: Cfsctl) -> Path:
+    path.mkdir(parents=True)
+    cfsctl(None, "init", "--insecure", path)
+    return path
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2].replace(":", "-")
+
+
+def _version(number: int) -> str:
+    return f"41.{20260101 + number}.0"
+
+
+def _files(seed: str, count: int) -> Iterator[Entry]:
+    yield directory("usr")
+    yield directory("usr/share")
+    yield directory(f"usr/share/{seed}")
+    for number in range(count):
+        home = f"usr/share/{seed}/{number // _FILES_IN_DIRECTORY:04}"
+        if number % _FILES_IN_DIRECTORY == 0:
+            yield directory(home)
+        yield file(f"{home}/{number:06}", random_bytes(f"{seed} {number}", _FILE_SIZE))
+
+
+def _deploy(cfsctl: Cfsctl, repo: Path, layout: Path, version: str, layers: Sequence[Layer]) -> Deployment:
+    labels = {"containers.bootc": "1", "org.opencontainers.image.version": version}
+    image: Image = build_image(layout, f"host-{version}", layers, labels=labels)
+    tag = f"localhost/bootc-{image.manifest_digest}"
+    pull_image(cfsctl, repo, image, tag, bootable=True)
+    plain, boot = cfsctl.images_of(repo, tag)
+    assert plain is not None
+    assert boot is not None
+    return Deployment(version, image, "docker://quay.io/example/os:41", boot, plain)
+
+
+def _write_sysroot(sysroot: Path, made: Sequence[Deployment]) -> None:
+    (sysroot / "state/os/default/var").mkdir(parents=True)
+    for deployment in made:
+        write_state(sysroot, deployment, manifest_digest=True)
+        write_kernel(sysroot, deployment)
+    # two entries for each pair of neighbours; one alone has itself as rollback
+    for first, second in zip(made[::2], made[1::2] or made, strict=False):
+        write_entries(sysroot / "boot/loader/entries", primary=second, secondary=first)

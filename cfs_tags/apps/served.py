@@ -1,0 +1,385 @@
+"""What a registry shows of a repository: the visible tags, their manifests, and the blobs that these name.
+
+Nothing else is reachable.  A manifest is served if a visible tag names it, or if it is a referrer (signature, SBOM) of one
+that is served; a blob if a manifest that is served names it; each under the repository of that tag alone.
+
+Visible are, without a pattern, all tags whose owner is ``app``: shared, private and leases.  With patterns: whatever fits
+one of them, tags of bootc's and deployment refs among it.  The trash never is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from time import time_ns
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags import tags
+from cfs_tags.apps.names import Place, place_of
+from cfs_tags.apps.bodies import map_object
+from cfs_tags.apps.plain import PlainLayer, plain_manifest
+from cfs_tags.errors import CfsTagsError, DamagedError, NotFoundError, UnsupportedError
+from cfs_tags.formats import layout, oci, splitstream
+from cfs_tags.repo import contents
+from cfs_tags.values import ContentId, Digest, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cfs_tags.repo.contents import StoredImage, StoredLayer
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = ["Blob", "Catalog", "Manifest", "NotServed", "Row"]
+
+_SETTLED = 100_000_000
+"""Nanoseconds after which a directory's time stamp tells of every change before: file systems count in ticks."""
+_MAX_DEPTH = 4
+"""How far referrers of referrers are followed."""
+_MAX_REFERRERS = 10_000
+"""Most manifests that are reached from the tags of one repository by way of referrers."""
+_CACHE = 16 << 20
+"""Bytes, about, of manifests that are remembered."""
+_COMPRESSED = ("+gzip", "+zstd", ".gzip", ".zstd")
+
+
+class Blob(NamedTuple):
+    """What a manifest names: its digest, its size in bytes, the object of its splitstream."""
+
+    digest: Digest
+    size: int
+    stream: ObjectId
+
+
+class Manifest(NamedTuple):
+    """A manifest as it is served.
+
+    Attributes:
+        digest: of ``raw``.
+        original: digest of the manifest in the repository; the same where the bytes are.
+        raw: what is sent.
+        media_type: of it.
+        artifact_type: as the referrers API says it.
+        subject: what it refers to, None where it does not.
+        annotations: foreign text by key.
+        blobs: by digest.
+    """
+
+    digest: Digest
+    original: Digest
+    raw: bytes
+    media_type: str
+    artifact_type: str
+    subject: Digest | None
+    annotations: dict[str, str]
+    blobs: dict[Digest, Blob]
+
+
+class NotServed(NamedTuple):
+    """Why something that has a name is not served."""
+
+    reason: str
+
+
+class Row(NamedTuple):
+    """A tag and where it is served: ``place`` is None, and ``note`` says why, where it is not."""
+
+    tag: tags.Tag
+    place: Place | None
+    note: str | None
+
+
+class _View:
+    """The visible tags at one time, and what was found out about them since."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.repositories: dict[str, dict[str, Digest]] = {}
+        self.roots: dict[str, set[Digest]] = {}
+        self.reached: dict[str, dict[Digest, Manifest | NotServed]] = {}
+        self.stamps: dict[str, int | None] = {}
+        self.taken = 0
+
+
+class Catalog:
+    """The visible tags of a repository.  Takes no lock: whoever asks holds it.  For one thread.
+
+    Args:
+        repo: which.
+        patterns: in the way of a shell (``*``, ``?``, ``[abc]``), for names as ``cfs-tag list`` shows them; none for the
+            tags of apps.
+    """
+
+    def __init__(self, repo: ReadRepo, patterns: Sequence[str] = ()) -> None:
+        self._repo = repo
+        self._fits = _matcher(patterns)
+        self._owners = ("app", "bootc", "deployment") if patterns else ("app",)
+        self._view: _View | None = None
+        self._known: OrderedDict[Digest, tuple[ObjectId, Manifest]] = OrderedDict()
+        self._weight = 0
+
+    # -- what is there -------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """Every tag that the patterns fit, and where it is served."""
+        return self._current().rows
+
+    def repositories(self) -> list[str]:
+        """The names of the repositories with something in them, sorted."""
+        return sorted(self._current().roots)
+
+    def tags_of(self, repository: str) -> list[str] | None:
+        """The references of a repository, sorted; None where there is no such repository."""
+        view = self._current()
+        return sorted(view.repositories.get(repository, ())) if repository in view.roots else None
+
+    def by_tag(self, repository: str, reference: str) -> Manifest | NotServed | None:
+        """The manifest that a tag names."""
+        digest = self._current().repositories.get(repository, {}).get(reference)
+        return None if digest is None else self._load(digest)
+
+    def by_digest(self, repository: str, digest: Digest) -> Manifest | NotServed | None:
+        """The manifest with that digest, if a visible tag of the repository leads to it.
+
+        The digest of an original whose layers are kept in another form is answered with where to find it: its bytes name
+        blobs that are not to be had.
+        """
+        view = self._current()
+        if digest in view.roots.get(repository, ()):
+            found = self._load(digest)
+            return found if isinstance(found, NotServed) or found.digest == digest else _moved(found)
+        for original, manifest in self._reached(view, repository).items():
+            if isinstance(manifest, Manifest) and manifest.digest == digest:
+                return manifest
+            if original == digest:
+                return manifest if isinstance(manifest, NotServed) else _moved(manifest)
+        return None
+
+    def blob(self, repository: str, digest: Digest) -> Blob | None:
+        """The blob with that digest, if a manifest names it that is served in the repository."""
+        view = self._current()
+        # those of tags first: what refers to them need not be read for the blob of an image
+        for original in view.roots.get(repository, ()):
+            manifest = self._load(original)
+            if isinstance(manifest, Manifest) and digest in manifest.blobs:
+                return manifest.blobs[digest]
+        for manifest in self._reached(view, repository).values():
+            if isinstance(manifest, Manifest) and digest in manifest.blobs:
+                return manifest.blobs[digest]
+        return None
+
+    def referrers(self, repository: str, digest: Digest) -> list[Manifest]:
+        """What refers to a manifest of the repository, by digest; it goes by its original digest and by that it has here."""
+        reached = self._reached(self._current(), repository)
+        names = {digest}
+        for original, manifest in reached.items():
+            if isinstance(manifest, Manifest) and digest in (original, manifest.digest):
+                names |= {original, manifest.digest}
+        found = [one for one in reached.values() if isinstance(one, Manifest) and one.subject in names]
+        return sorted(found, key=lambda manifest: manifest.digest)
+
+    # -- the view ------------------------------------------------------------------------------------------------------
+
+    def _current(self) -> _View:
+        if self._view is None or not self._still(self._view):
+            self._view = self._look()
+        return self._view
+
+    def _still(self, view: _View) -> bool:
+        """Whether nothing was changed since: every change of a ref changes the time stamp of its directory."""
+        for path, stamp in view.stamps.items():
+            if self._stamp(path) != stamp or (stamp is not None and view.taken - stamp < _SETTLED):
+                return False
+        return True
+
+    def _stamp(self, path: str) -> int | None:
+        try:
+            return os.stat(path, dir_fd=self._repo.fd, follow_symlinks=False).st_mtime_ns
+        except OSError:
+            return None
+
+    def _look(self) -> _View:
+        view = _View()
+        view.taken = time_ns()
+        view.stamps[layout.REFERRERS] = self._stamp(layout.REFERRERS)
+        for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS):
+            for path in self._directories(top):
+                view.stamps[path] = self._stamp(path)
+        ranks: dict[tuple[str, str | None], int] = {}
+        for tag in tags.list_tags(self._repo, owners=self._owners):
+            if not self._fits(tag.name):
+                continue
+            place = place_of(tag.name)
+            if tag.digest is None or tag.problem is not None:
+                view.rows.append(Row(tag, None, tag.problem or "it leads to no manifest"))
+            elif isinstance(place, str):
+                view.rows.append(Row(tag, None, place))
+            else:
+                self._add(view, ranks, tag, tag.digest, place)
+        return view
+
+    def _directories(self, top: str) -> Iterator[str]:
+        """A directory of refs and all below it."""
+        yield top
+        fd = self._repo.directory(top)
+        if fd is None:
+            return
+        try:
+            with os.scandir(fd) as entries:
+                below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        finally:
+            os.close(fd)
+        for name in below:
+            yield from self._directories(f"{top}/{name}")
+
+    def _add(
+        self, view: _View, ranks: dict[tuple[str, str | None], int], tag: tags.Tag, digest: Digest, place: Place
+    ) -> None:
+        repository, reference, rank = place
+        if reference is not None:
+            known = ranks.get((repository, reference))
+            if known is not None and known <= rank:
+                view.rows.append(Row(tag, None, f"another tag is served as {repository}:{reference}"))
+                return
+            if known is not None:
+                for index, row in enumerate(view.rows):
+                    if row.place is not None and row.place[:2] == (repository, reference):
+                        view.rows[index] = Row(row.tag, None, f"another tag is served as {repository}:{reference}")
+                        assert row.tag.digest is not None
+                        self._forget(view, repository, row.tag.digest)
+            ranks[repository, reference] = rank
+            view.repositories.setdefault(repository, {})[reference] = digest
+        view.roots.setdefault(repository, set()).add(digest)
+        view.rows.append(Row(tag, place, None))
+
+    @staticmethod
+    def _forget(view: _View, repository: str, digest: Digest) -> None:
+        """A tag lost its place: its manifest is visible only if another tag of the repository names it."""
+        if not any(row.place and row.place.repository == repository and row.tag.digest == digest for row in view.rows):
+            view.roots[repository].discard(digest)
+
+    def _reached(self, view: _View, repository: str) -> dict[Digest, Manifest | NotServed]:
+        """The manifests of a repository, those of its tags and what refers to them, by original digest."""
+        found = view.reached.get(repository)
+        if found is None:
+            found = {}
+            pending = sorted(view.roots.get(repository, ()))
+            for _ in range(_MAX_DEPTH):
+                following: list[Digest] = []
+                for digest in pending:
+                    if digest in found or len(found) > _MAX_REFERRERS:
+                        continue
+                    found[digest] = self._load(digest)
+                    path = f"{layout.REFERRERS}/{digest}"
+                    view.stamps[path] = self._stamp(path)
+                    following.extend(self._referring(digest))
+                pending = following
+            view.reached[repository] = found
+        return found
+
+    def _referring(self, digest: Digest) -> list[Digest]:
+        """What the refs of referrers say, as far as it is true."""
+        found = []
+        for other in tags.referrers(self._repo, digest):
+            manifest = self._load(other)
+            if isinstance(manifest, Manifest) and manifest.subject == digest:
+                found.append(other)
+        return found
+
+    # -- manifests -----------------------------------------------------------------------------------------------------
+
+    def _load(self, digest: Digest) -> Manifest | NotServed:
+        try:
+            stream = self._repo.stream_object(ContentId.manifest(digest))
+            known = self._known.get(digest)
+            if known is not None and known[0] == stream:
+                self._known.move_to_end(digest)
+                return known[1]
+            made = _manifest(self._repo, digest)
+        except (DamagedError, NotFoundError, UnsupportedError) as error:
+            return NotServed(error.message)
+        if isinstance(made, Manifest) and stream is not None:
+            self._remember(digest, stream, made)
+        return made
+
+    def _remember(self, digest: Digest, stream: ObjectId, made: Manifest) -> None:
+        replaced = self._known.pop(digest, None)
+        if replaced is not None:
+            self._weight -= _weight(replaced[1])
+        self._known[digest] = stream, made
+        self._weight += _weight(made)
+        while self._weight > _CACHE and len(self._known) > 1:
+            self._weight -= _weight(self._known.popitem(last=False)[1][1])
+
+
+# -- details -----------------------------------------------------------------------------------------------------------
+
+
+def _weight(manifest: Manifest) -> int:
+    return 2000 + 4 * len(manifest.raw) + 1000 * len(manifest.blobs)
+
+
+def _moved(manifest: Manifest) -> NotServed:
+    return NotServed(f"its layers are kept uncompressed: the image is served as {manifest.digest}")
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], object]:
+    if not patterns:
+        return lambda name: True
+    import re
+    from fnmatch import translate
+
+    return re.compile("|".join([translate(pattern) for pattern in patterns])).match
+
+
+def _manifest(repo: ReadRepo, digest: Digest) -> Manifest | NotServed:
+    """Read an image, and make of it what can be served."""
+    import hashlib
+
+    image = contents.load(repo, digest)
+    raw = contents.raw_manifest(repo, digest)
+    config = image.manifest.config
+    blobs = {config.digest: Blob(config.digest, config.size, image.config_object)}
+    plain: list[PlainLayer | None] = []
+    for layer in image.layers:
+        made = _layer(repo, image, layer)
+        if isinstance(made, NotServed):
+            return made
+        blobs[made.digest] = made
+        plain.append(None if made.digest == layer.descriptor.digest else PlainLayer(made.digest, made.size))
+    served = plain_manifest(raw, digest, plain)
+    manifest = image.manifest
+    return Manifest(
+        digest=digest if served is raw else Digest.trusted(f"sha256:{hashlib.sha256(served).hexdigest()}"),
+        original=digest,
+        raw=served,
+        media_type=manifest.media_type or oci.MEDIA_TYPE_MANIFEST,
+        artifact_type=manifest.artifact_type or config.media_type,
+        subject=manifest.subject.digest if manifest.subject is not None else None,
+        annotations=dict(oci.parse_manifest(served).annotations),
+        blobs=blobs,
+    )
+
+
+def _layer(repo: ReadRepo, image: StoredImage, layer: StoredLayer) -> Blob | NotServed:
+    """What is kept of a layer, by the digest that it has in that form."""
+    descriptor = layer.descriptor
+    if layer.object is None:
+        return NotServed(f"layer {descriptor.digest} is not in the repository")
+    try:
+        kind, size = _head(repo, layer.object, descriptor.digest)
+    except CfsTagsError as error:
+        return NotServed(error.message)
+    if image.config is None:
+        # an artifact's layer goes by the digest of the blob; cfsctl unpacks those that say they are compressed tars
+        changed = kind == splitstream.CONTENT_TYPE_LAYER and descriptor.media_type.endswith(_COMPRESSED)
+        if changed or size != descriptor.size:
+            return NotServed(f"layer {descriptor.digest} is kept in another form than it came in")
+        return Blob(descriptor.digest, size, layer.object)
+    assert layer.diff_id is not None
+    return Blob(layer.diff_id, size, layer.object)
+
+
+def _head(repo: ReadRepo, object_id: ObjectId, needed_by: str) -> tuple[int, int]:
+    """Content type and size of what a splitstream stands for."""
+    stream = splitstream.parse(map_object(repo, object_id, needed_by), repo.algorithm)
+    return stream.content_type, stream.stream_size

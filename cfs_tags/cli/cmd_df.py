@@ -1,0 +1,95 @@
+"""``cfs-tag df``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfs_tags.cli import output
+from cfs_tags.cli.options import Json, seconds
+from cfs_tags.errors import printable
+
+if TYPE_CHECKING:
+    from cfs_tags.usage import Owned, Usage, Used
+
+
+def command(
+    ctx: typer.Context,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="NAME", help="What deleting these names together would free; may be repeated."),
+    ] = None,
+    lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Show who takes how much: by tag, deployment and owner.
+
+    TOTAL is all that a name reaches, SHARED what something else reaches, too, FREED what would be garbage if this name
+    alone were deleted.  Bytes are those taken on disk, each object counted once; extents that files share by reflink
+    count for each.
+
+    \b
+    Examples:
+      cfs-tag df
+      cfs-tag df --without quay.io/org/app:1 --without quay.io/org/app:2
+      cfs-tag df --json
+    """
+    from cfs_tags.usage import measure
+
+    with ctx.obj.open() as repo, repo.locked("shared", seconds(lock_timeout)):
+        usage = measure(repo, without or ())
+    if as_json:
+        output.document("df", _facts(usage))
+        return
+    for headings, rows in (("NAME", usage.rows), ("OWNER", usage.owners)):
+        shown = [
+            (printable(row.name), row.owner, _size(row.total), _size(row.shared), _size(row.freed))
+            for row in sorted(rows, key=lambda row: (-row.freed.allocated, row.name))
+        ]
+        output.table((headings, "BY", "TOTAL", "SHARED", "FREED"), shown)
+        output.lines([""])
+    output.fields(
+        [
+            ("Live", _amount(usage.live)),
+            ("Garbage", _amount(usage.dead)),
+            (
+                "Without",
+                None if usage.without is None else f"{usage.without.objects} objects, {output.size(usage.without.allocated)}",
+            ),
+            ("Hard links", f"{usage.linked} objects have other names, too" if usage.linked else None),
+        ]
+    )
+    for problem in usage.problems:
+        output.lines([f"not followed: {printable(problem)}"])
+
+
+def _amount(used: Used) -> str:
+    return f"{used.objects} objects, {output.size(used.allocated)}"
+
+
+def _size(used: Used) -> str:
+    amount = float(used.allocated)
+    for unit in ("B", "K", "M", "G", "T"):
+        if amount < 1024 or unit == "T":
+            break
+        amount /= 1024
+    return f"{amount:.0f}{unit}" if unit == "B" else f"{amount:.1f}{unit}"
+
+
+def _facts(usage: Usage) -> dict[str, Any]:
+    def used(one: Used) -> dict[str, int]:
+        return {"objects": one.objects, "bytes": one.allocated}
+
+    def owned(row: Owned) -> dict[str, Any]:
+        return {"total": used(row.total), "shared": used(row.shared), "freed": used(row.freed)}
+
+    return {
+        "names": [{**output.named(row.name), "owner": row.owner, **owned(row)} for row in usage.rows],
+        "owners": [{"owner": row.name, **owned(row)} for row in usage.owners],
+        "without": None if usage.without is None else used(usage.without),
+        "live": used(usage.live),
+        "garbage": used(usage.dead),
+        "hard_linked_objects": usage.linked,
+        "problems": usage.problems,
+    }

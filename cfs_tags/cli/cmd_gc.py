@@ -1,0 +1,157 @@
+"""``cfs-tag gc``."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfs_tags.cli import output, sysroots
+from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
+from cfs_tags.cli.session import note
+from cfs_tags.errors import InvalidArgument, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cfs_tags.gc import GcPlan, GcResult
+    from cfs_tags.repo.store import ReadRepo
+    from cfs_tags.sysroot import SysrootView
+
+
+def command(
+    ctx: typer.Context,
+    root: Annotated[
+        list[str] | None, typer.Option("--root", metavar="NAME", help="Keep this name in streams/ or images/, too.")
+    ] = None,
+    free_bytes: Annotated[
+        str | None, typer.Option("--free-bytes", metavar="N", help="Stop when so much is freed: 500M, 2G, or bytes.")
+    ] = None,
+    grace: Annotated[str, typer.Option("--grace", metavar="DURATION", help="Keep what is younger: 2h, 1d; 0: nothing.")] = "0",
+    prune_referrers: Annotated[
+        bool, typer.Option("--prune-referrers", help="Remove signatures and the like of images that are gone.")
+    ] = False,
+    keep_broken: Annotated[
+        bool, typer.Option("--keep-broken", help="Go on where something is broken; what it still leads to stays.")
+    ] = False,
+    image_only: Annotated[
+        bool, typer.Option("--image-only", help="Keep a deployment that cannot be resolved by its EROFS image alone.")
+    ] = False,
+    boot: sysroots.Boot = None,
+    esp: sysroots.Esp = None,
+    run: sysroots.Run = None,
+    booted: sysroots.Booted = None,
+    dry_run: DryRun = False,
+    reason: Reason = None,
+    lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Collect what no ref leads to.
+
+    With a sysroot, deployments without a ref are adopted and refs of those that are gone are retired first.  Leases and
+    trash whose time is over go.  Others work on while it runs: it holds the repository exclusively for a third of a second
+    at a time.  Where a ref leads to something that cannot be read, nothing is deleted.
+
+    \b
+    Examples:
+      cfs-tag gc --dry-run
+      cfs-tag gc --free-bytes 2G
+      cfs-tag gc --grace 1d --prune-referrers
+    """
+    from cfs_tags import gc
+
+    timeout = seconds(lock_timeout)
+    options = gc.GcOptions(
+        roots=tuple(root or ()),
+        free_bytes=None if free_bytes is None else _bytes(free_bytes),
+        grace=0.0 if grace == "0" else float(duration(grace, "--grace")),
+        prune_referrers=prune_referrers,
+        keep_broken=keep_broken,
+        image_only=image_only,
+    )
+    session = ctx.obj
+    with session.open(write=True) as repo:
+        with_sysroot = session.sysroot is not None or repo.sysroot is not None
+
+        def read() -> SysrootView:
+            return sysroots.view_of(session, repo, boot, esp, run, booted)
+
+        if dry_run:
+            with repo.locked("shared", timeout):
+                made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
+        else:
+            with _progress() as progress:
+                made = gc.collect(
+                    repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
+                )
+    if as_json:
+        output.document("gc", _facts(made, dry_run))
+    else:
+        _show(repo, made, dry_run)
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not (number.isascii() and number.isdigit() and len(number) < 16 and unit in units) or int(number) == 0:
+        raise InvalidArgument(argument="--free-bytes", value=text, reason="is no number of bytes: write 500M, 2G or 1000000")
+    return int(number) * units[unit]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, after the first slices: most collections are over before."""
+    if not output.on_terminal():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bar:
+        task = bar.add_task("Collecting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
+    swept = made.swept
+    return {
+        "dry_run": dry_run,
+        "objects": swept.objects,
+        "bytes": swept.allocated,
+        "content_bytes": swept.size,
+        "streams": swept.streams,
+        "images": swept.images,
+        "live_objects": made.live,
+        "refs": [
+            {"ref": change.path, "old": change.old, "new": change.new, "action": change.action} for change in made.changes
+        ],
+        "adopted": made.adopted,
+        "retired": [row.id for row in made.retired.rows if row.done == "retired"] if made.retired is not None else [],
+        "problems": [{"message": problem.message, "refs": problem.refs} for problem in made.problems],
+        "slices": getattr(made, "slices", None),
+        "stopped": getattr(made, "stopped", None),
+    }
+
+
+def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
+    would = "would be " if dry_run else ""
+    for name in made.adopted:
+        output.lines([f"{would}adopted: @deployment/{name}"])
+    for row in made.retired.rows if made.retired is not None else ():
+        if row.done == "retired":
+            output.lines([f"{would}retired: @deployment/{row.id}"])
+    for change in made.changes:
+        if change.action in ("expire", "prune"):
+            output.lines([f"{would}removed: {printable(change.path)} ({change.action}d)"])
+    for problem in made.problems:
+        output.lines([f"broken: {printable(problem.message)} (needed by {printable(', '.join(problem.refs))})"])
+    swept = made.swept
+    output.lines(
+        [
+            f"{swept.objects} objects {would}deleted, {output.size(swept.allocated)} {would}freed; "
+            f"{swept.streams} streams and {swept.images} images {would}forgotten; {made.live} objects stay"
+        ]
+    )
+    stopped = getattr(made, "stopped", None)
+    if stopped is not None:
+        output.lines([f"stopped early: {stopped}"])

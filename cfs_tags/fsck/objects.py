@@ -1,0 +1,206 @@
+"""Objects: which there are, and whether each has the fs-verity digest that it is named by."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import FormatError
+from cfs_tags.formats import fsverity, layout
+from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.values import ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cfs_tags.repo.store import ReadRepo
+    from cfs_tags.values import Algorithm
+
+__all__ = ["Inventory", "check_content", "check_verity", "inventory", "is_secure", "measure_object", "pieces", "verity_digest"]
+
+PIECE = 1 << 20
+"""Bytes that are read at once."""
+
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY, linux/fsverity.h
+_NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
+_PARENT = re.compile(r"[0-9a-f]{2}", re.ASCII)
+
+
+class Inventory(NamedTuple):
+    """The objects by digest (hexadecimal), each with its size in bytes where sizes were asked for, else 0."""
+
+    objects: dict[str, int]
+    findings: list[Finding]
+
+
+def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
+    """List the objects.
+
+    What stands in ``objects/`` and is no directory of objects is nobody's: the collectors of the peers look into ``00`` to
+    ``ff`` alone (composefs-rs 0.9.4, ``repository.rs``).
+    """
+    found: dict[str, int] = {}
+    findings: list[Finding] = []
+    name_of = re.compile(r"[0-9a-f]{%d}" % (repo.algorithm.hex_length - 2), re.ASCII).fullmatch
+    try:
+        parents = repo.names(layout.OBJECTS)
+    except FormatError as error:
+        return Inventory({}, [finding("not-a-directory", layout.OBJECTS, f"it is {error.found}")])
+    for parent in sorted(parents or ()):
+        if _PARENT.fullmatch(parent) is None:
+            continue
+        path = f"{layout.OBJECTS}/{parent}"
+        try:
+            fd = repo.directory(path)
+        except FormatError as error:
+            findings.append(finding("not-a-directory", path, f"it is {error.found}"))
+            continue
+        if fd is None:
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name_of(name) is None:
+                        message = f"no fs-verity digest of {repo.algorithm.hex_length} digits"
+                        findings.append(finding("bad-object-name", f"{path}/{name}", message))
+                    elif not entry.is_file(follow_symlinks=False):
+                        kind = "a link" if entry.is_symlink() else "a directory" if entry.is_dir() else "no file"
+                        findings.append(finding("not-an-object", f"{path}/{name}", f"it is {kind}, not a file"))
+                    else:
+                        size = 0
+                        if sizes:
+                            with suppress(FileNotFoundError):
+                                size = entry.stat(follow_symlinks=False).st_size
+                        found[parent + name] = size
+        finally:
+            os.close(fd)
+    return Inventory(found, findings)
+
+
+# -- content -----------------------------------------------------------------------------------------------------------
+
+
+def check_content(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
+    """Read every byte of these objects and measure them."""
+    for name in objects:
+        path = _path(name)
+        try:
+            measured = measure_object(repo, name)
+        except FileNotFoundError:
+            continue  # said by whoever needs it
+        except OSError as error:
+            yield unreadable(path, error)
+            continue
+        if measured != name:
+            yield finding("wrong-object-digest", path, f"its bytes have the digest {measured}")
+
+
+def measure_object(repo: ReadRepo, name: str) -> ObjectId:
+    """The fs-verity digest of an object's bytes, all of them read.
+
+    Raises:
+        OSError: the system refused.
+    """
+    fd = os.open(_path(name), _FILE, dir_fd=repo.fd)
+    try:
+        size = os.fstat(fd).st_size
+        if size <= PIECE:
+            return fsverity.measure(os.read(fd, size) if size else b"", repo.algorithm)
+        measurer = fsverity.Measurer(repo.algorithm)
+        while piece := os.read(fd, PIECE):
+            measurer.update(piece)
+        return measurer.digest()
+    finally:
+        os.close(fd)
+
+
+def pieces(repo: ReadRepo, name: str) -> Iterator[bytes]:
+    """The bytes of an object, in pieces of at most :data:`PIECE`.  Raises as :func:`measure_object`."""
+    fd = os.open(_path(name), _FILE, dir_fd=repo.fd)
+    try:
+        while piece := os.read(fd, PIECE):
+            yield piece
+            if len(piece) < PIECE:
+                break
+    finally:
+        os.close(fd)
+
+
+def unreadable(path: str, error: OSError) -> Finding:
+    """What the system would not give."""
+    return finding("unreadable", path, error.strerror or str(error))
+
+
+# -- fs-verity ---------------------------------------------------------------------------------------------------------
+
+
+def is_secure(repo: ReadRepo) -> bool:
+    """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``)."""
+    try:
+        fd = os.open("meta.json", _FILE, dir_fd=repo.fd)
+    except OSError:
+        return False
+    try:
+        return verity_digest(fd, repo.algorithm) is not None
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
+    """Ask the kernel whether these objects have fs-verity, and the digests that they are named by.
+
+    It measured them when fs-verity was switched on, and answers from memory: a block that was flipped since is found by
+    reading alone.
+    """
+    for name in objects:
+        path = _path(name)
+        try:
+            fd = os.open(path, _FILE, dir_fd=repo.fd)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield unreadable(path, error)
+            continue
+        try:
+            measured = verity_digest(fd, repo.algorithm)
+        except OSError as error:
+            yield unreadable(path, error)
+            continue
+        finally:
+            os.close(fd)
+        if measured is None:
+            yield finding("no-verity", path, "it has no fs-verity")
+        elif measured != name:
+            yield finding("wrong-verity-digest", path, f"the kernel measured {measured}")
+
+
+def verity_digest(fd: int, algorithm: Algorithm) -> str | None:
+    """What the kernel measured of a file when fs-verity was switched on; None where it has none.
+
+    A digest of another algorithm comes out with its own length.
+
+    Raises:
+        OSError: the system refused.
+    """
+    import fcntl
+
+    # struct fsverity_digest: algorithm and size as u16 (in: room for the digest), then the digest
+    answer = bytearray(b"\0\0\x40\0" + bytes(64))
+    try:
+        fcntl.ioctl(fd, _MEASURE, answer)
+    except OSError as error:
+        if error.errno in _NO_VERITY:
+            return None
+        raise
+    return answer[4 : 4 + int.from_bytes(answer[2:4], "little")].hex()
+
+
+def _path(name: str) -> str:
+    return f"objects/{name[:2]}/{name[2:]}"

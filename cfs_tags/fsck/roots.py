@@ -1,0 +1,276 @@
+"""The refs: where each leads, whose it is, and what it should be."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import BadRefLink, FormatError
+from cfs_tags.formats import layout, splitstream
+from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.fsck.links import is_utf8
+from cfs_tags.repo import refs
+from cfs_tags.tags import HOMES, owner_of
+from cfs_tags.values import ContentId
+
+if TYPE_CHECKING:
+    from cfs_tags.fsck.images import Streams
+    from cfs_tags.repo.refs import RefEntry
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = ["BrokenRef", "Roots", "check_refs", "owner_of_ref", "read_refs", "tag_of_ref"]
+
+_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
+_LEFT_OVER = ".symlink-"
+_DEPLOYMENT_TREES = (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES, layout.BOUND)
+_NESTED = ("nested-ref", "looping-ref")
+
+
+class BrokenRef(NamedTuple):
+    """A ref at which the peers' collectors stop.
+
+    ``name`` is what it leads to in ``streams/`` or ``images/``; the empty text where it leads elsewhere.
+    """
+
+    path: str
+    link: str
+    code: str
+    reason: str
+    owner: str
+    name: str
+
+
+class Roots(NamedTuple):
+    """All refs, those that are broken, and what was found."""
+
+    entries: tuple[RefEntry, ...]
+    broken: list[BrokenRef]
+    findings: list[Finding]
+
+
+def read_refs(repo: ReadRepo) -> Roots:
+    """Read all refs, in order; the links that they lead to are read afterwards, because they were made before."""
+    entries: list[RefEntry] = []
+    findings: list[Finding] = []
+    for top in (layout.STREAM_REFS, layout.IMAGE_REFS):
+        try:
+            entries += refs.walk(repo, top)
+        except FormatError as error:
+            findings.append(finding("not-a-directory", top, f"it is {error.found}"))
+    return Roots(tuple(sorted(entries)), [], findings)
+
+
+def owner_of_ref(path: str) -> str:
+    """``app``, ``bootc``, ``deployment`` or ``foreign``."""
+    name = tag_of_ref(path)
+    if name is not None:
+        return owner_of(name)
+    return "deployment" if path.startswith(tuple(f"{top}/" for top in _DEPLOYMENT_TREES)) else "foreign"
+
+
+def tag_of_ref(path: str) -> str | None:
+    """The name of the tag, lease or trash at ``path``; None where another ref stands there."""
+    for home in ("shared", "private", "lease", "trash"):
+        top = HOMES[home]
+        if path.startswith(f"{top}/"):
+            rest = path[len(top) + 1 :]
+            return layout.decode_name(rest.partition("/")[2] if home in ("lease", "trash") else rest)
+    return None
+
+
+def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None:
+    """Check the refs against the links; what is found is added to ``roots``.
+
+    Args:
+        repo: where.
+        roots: as read.
+        streams: of the repository, checked.
+        now: ``YYYYMMDDThhmmssZ``, to which expiries are compared.
+    """
+    checker = _Checker(repo, roots, streams, now)
+    for entry in roots.entries:
+        checker.ref(entry.path, entry.target)
+    checker.deployments()
+    checker.homes()
+
+
+class _Checker:
+    def __init__(self, repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None:
+        self._repo = repo
+        self._roots = roots
+        self._streams = streams
+        self._now = now
+        self._targets = {entry.path: entry.target for entry in roots.entries}
+        self._good: dict[str, str] = {}
+
+    def _add(self, code: str, path: str, message: str) -> None:
+        self._roots.findings.append(finding(code, path, message))
+
+    def ref(self, path: str, link: str | None) -> None:
+        """One ref by itself."""
+        if not is_utf8(path):
+            self._add("undecodable-ref", path, "its name is not UTF-8")
+        if link is None:
+            self._add("not-a-link", path, "it is no link")
+            return
+        if path.startswith(f"{layout.SHARED_TAGS}/") and path.rpartition("/")[2].startswith(_LEFT_OVER):
+            self._add("left-over-link", path, "left over from an interrupted cfsctl: a tag, and a root")
+        name = self._target(path, link)
+        if name is None:
+            return
+        self._good[path] = name
+        tag = tag_of_ref(path)
+        if tag is not None:
+            self._tag(path, name, tag)
+        elif path.startswith(f"{layout.REFERRERS}/"):
+            self._referrer(path, name)
+
+    def _target(self, path: str, link: str) -> str | None:
+        """The name that a ref leads to, where it leads to something that is there."""
+        tree = path.partition("/")[0]
+        try:
+            name = layout.ref_target(path, link)
+        except BadRefLink as error:
+            code, reason = self._bad_link(path, link, error.reason)
+            self._add(code, path, f"-> {link}: {reason}")
+            if code in _NESTED and link.rpartition("/")[2] not in self._streams.links.of(tree):
+                self._roots.broken.append(BrokenRef(path, link, code, reason, owner_of_ref(path), ""))
+            return None
+        if name in self._streams.links.of(tree):
+            return name
+        if f"{tree}/{name}" in self._streams.links.broken:
+            reason = f"it leads to {tree}/{name}, whose object is missing"
+        elif self._there_now(tree, name):
+            return name
+        else:
+            reason = f"it leads to {tree}/{name}, which is not there"
+        self._add("dangling-ref", path, reason)
+        self._roots.broken.append(BrokenRef(path, link, "dangling-ref", reason, owner_of_ref(path), name))
+        return None
+
+    def _there_now(self, tree: str, name: str) -> bool:
+        if tree == layout.STREAMS:
+            # something that is no link is named where it stands, and stays: it may be what was meant
+            return self._streams.linked_now(name) is not None
+        return self._repo.image_object(name) is not None
+
+    def _bad_link(self, path: str, link: str, reason: str) -> tuple[str, str]:
+        """Code and reason for a link that is no ref's, by following it among the refs."""
+        if link.startswith("/"):
+            return "bad-ref-link", reason
+        seen = {path}
+        at, target = path, link
+        while True:
+            place = _resolved(at, target)
+            if place is None or place.split("/")[1:2] != ["refs"]:
+                return ("bad-ref-link" if len(seen) == 1 else "nested-ref"), reason
+            if place in seen:
+                return "looping-ref", "it leads to itself"
+            seen.add(place)
+            after = self._targets.get(place)
+            if after is None:
+                return "nested-ref", reason
+            at, target = place, after
+
+    # -- tags and referrers --------------------------------------------------------------------------------------------
+
+    def _tag(self, path: str, name: str, tag: str) -> None:
+        if path.startswith(f"{layout.SHARED_TAGS}/") and tag.startswith("@"):
+            self._add("reserved-name", path, "a tag whose name starts with @")
+        if not name.startswith("oci-manifest-") or ContentId(name).manifest_digest is None:
+            self._add("bad-tag-target", path, f"it leads to {name}, which is no manifest")
+        for home, code in (("lease", "expired-lease"), ("trash", "expired-trash")):
+            top = HOMES[home]
+            if path.startswith(f"{top}/"):
+                directory = path[len(top) + 1 :].partition("/")[0]
+                match = _EXPIRY.fullmatch(directory)
+                if match is None or "/" not in path[len(top) + 1 :]:
+                    self._add("bad-expiry", path, f"{directory} is no time")
+                elif match[1] < self._now:
+                    self._add(code, path, f"it was to be kept until {match[1]}")
+
+    def _referrer(self, path: str, name: str) -> None:
+        parts = path.split("/")[3:]
+        if len(parts) != 2 or not all(_is_digest(part) for part in parts):
+            self._add("bad-referrer", path, "a referrer stands at <digest of the subject>/<digest of the artifact>")
+        elif name != f"oci-manifest-{parts[1]}":
+            self._add("bad-referrer", path, f"it leads to {name}, which is not the artifact of its name")
+        elif self._streams.linked_now(f"oci-manifest-{parts[0]}") is None:
+            self._add("absent-subject", path, f"its subject {parts[0]} is not in the repository")
+
+    def homes(self) -> None:
+        """A name has one home."""
+        known: dict[str, str] = {}
+        for home in ("shared", "private"):
+            top = HOMES[home]
+            for path in self._targets:
+                if path.startswith(f"{top}/"):
+                    name = layout.decode_name(path[len(top) + 1 :])
+                    if home == "private" and name in known:
+                        self._add("name-in-two-homes", path, f"{known[name]} is a tag of the same name")
+                    known.setdefault(name, path)
+
+    # -- deployments ---------------------------------------------------------------------------------------------------
+
+    def deployments(self) -> None:
+        """The three parts of each deployment ref."""
+        ids: dict[str, set[str]] = {}
+        for top in (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES):
+            for path in self._targets:
+                if path.startswith(f"{top}/"):
+                    ids.setdefault(path[len(top) + 1 :], set()).add(top)
+        for name, tops in sorted(ids.items()):
+            path = f"{layout.DEPLOYMENTS if layout.DEPLOYMENTS in tops else sorted(tops)[0]}/{name}"
+            if re.fullmatch(r"[0-9a-f]{%d}" % self._repo.algorithm.hex_length, name, re.ASCII) is None:
+                self._add("bad-deployment-ref", path, "its name is no id of a deployment")
+            elif tops == {layout.DEPLOYMENT_IMAGES}:
+                self._add("image-only-deployment", path, "the image is kept; manifest and config are not known")
+            elif len(tops) < 3:
+                lacking = [_PARTS[top] for top in _PARTS if top not in tops]
+                self._add("partial-deployment-ref", path, f"the ref of the {' and the '.join(lacking)} is missing")
+            self._fitting(name)
+
+    def _fitting(self, name: str) -> None:
+        image = self._good.get(f"{layout.DEPLOYMENT_IMAGES}/{name}")
+        if image is not None and image != name:
+            self._add("bad-deployment-ref", f"{layout.DEPLOYMENT_IMAGES}/{name}", f"it leads to image {image}")
+        manifest = self._good.get(f"{layout.DEPLOYMENTS}/{name}")
+        config = self._good.get(f"{layout.CONFIGS}/{name}")
+        if manifest is None:
+            return
+        wanted = self._config_of(manifest)
+        if wanted is None:
+            self._add("bad-deployment-ref", f"{layout.DEPLOYMENTS}/{name}", f"it leads to {manifest}, which is no manifest")
+        elif config is not None and wanted and config != f"oci-config-{wanted}":
+            self._add("bad-deployment-ref", f"{layout.CONFIGS}/{name}", f"it leads to {config}; the manifest's is {wanted}")
+
+    def _config_of(self, manifest: str) -> str | None:
+        """Digest of a manifest's config; the empty text where it could not be read, None where it is no manifest."""
+        target = self._streams.linked_now(manifest)
+        if target is None:
+            return ""
+        facts = self._streams.facts(target, f"streams/{manifest}", "sha256")
+        if facts.kind not in (0, splitstream.CONTENT_TYPE_MANIFEST):
+            return None
+        return facts.config
+
+
+_PARTS = {layout.DEPLOYMENTS: "manifest", layout.CONFIGS: "config", layout.DEPLOYMENT_IMAGES: "image"}
+
+
+def _resolved(path: str, link: str) -> str | None:
+    """The path in the repository that a relative link leads to; None outside."""
+    place: list[str] = path.split("/")[:-1]
+    for part in link.split("/"):
+        if part == "..":
+            if not place:
+                return None
+            place.pop()
+        elif part not in ("", "."):
+            place.append(part)
+    return "/".join(place)
+
+
+def _is_digest(text: str) -> bool:
+    return ContentId(f"oci-manifest-{text}").manifest_digest is not None
+

@@ -1,0 +1,310 @@
+"""Marking: what stays, for a collector that must look at a million objects.
+
+Objects are remembered by the first 64 bits of their digests, as integers: a third of the memory of the digests, and made
+from the tables of splitstreams without a Python loop.  Two digests that share them would keep a dead object; nothing
+that is live is ever missed.  References are followed by object digest; the link of the same content id stays too.
+
+What cannot be followed is a problem with the refs that it belongs to; what is behind it is not marked.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import sys
+from array import array
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError
+from cfs_tags.formats import layout
+from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node
+from cfs_tags.repo import refs
+from cfs_tags.values import ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = ["Marker", "Problem", "Snapshot", "in_processes", "key_of", "keys_of", "keys_of_names", "names_of_objects"]
+
+
+R = TypeVar("R")
+
+
+class Problem(NamedTuple):
+    """Something that a collector had to follow and could not, and the refs that need it."""
+
+    message: str
+    refs: tuple[str, ...]
+
+
+class Snapshot(NamedTuple):
+    """Names and targets of all links, as they were at one moment.
+
+    ``streams`` and ``images`` map names to link texts, ``refs`` paths to link texts; the empty text stands for something
+    that is no link.
+    """
+
+    streams: dict[str, str]
+    images: dict[str, str]
+    refs: dict[str, str]
+
+    @classmethod
+    def read(cls, repo: ReadRepo) -> Snapshot:
+        """Look at all of them now."""
+        return cls(
+            _links(repo, layout.STREAMS),
+            _links(repo, layout.IMAGES),
+            {
+                path: link if link is not None else ""
+                for tree in (layout.STREAM_REFS, layout.IMAGE_REFS)
+                for path, link in refs.walk(repo, tree)
+            },
+        )
+
+    def since(self, earlier: Snapshot) -> Snapshot:
+        """What is new here, or has another target; what went is left out."""
+        pairs = zip(self, earlier, strict=True)
+        return Snapshot(*({name: link for name, link in now.items() if then.get(name) != link} for now, then in pairs))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not (self.streams or self.images or self.refs)
+
+
+class Marker:
+    """Marks from roots.
+
+    Attributes:
+        live: the first 64 bits of the digests of all objects that stay.
+        problems: by what could not be followed (an object id, or the path of a ref), what is wrong with it.
+    """
+
+    def __init__(self, repo: ReadRepo, snapshot: Snapshot) -> None:
+        self.live: set[int] = set()
+        self.problems: dict[str, str] = {}
+        self._repo = repo
+        self._step = repo.algorithm.size // 8
+        self._snapshot = snapshot
+        self._parents: dict[str, set[str]] = {}
+        self._done: set[str] = set()
+        self._pending: list[tuple[ObjectId, str]] = []
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take later names and targets into account, for what is marked from now on."""
+        self._snapshot = snapshot
+
+    def mark(self, roots: Iterable[tuple[str, str]]) -> None:
+        """Mark what refs lead to.
+
+        Args:
+            roots: path and link text of each.
+        """
+        for path, link in roots:
+            try:
+                self._root(path, link)
+            except CfsTagsError as error:
+                self.problems[path] = error.message if not isinstance(error, BadRefLink) else error.reason
+                self._parents.setdefault(path, set()).add(path)
+        self._follow()
+
+    def mark_links(self, new: Snapshot) -> None:
+        """Mark what links in ``streams/`` and ``images/`` lead to that were made while a collection was under way."""
+        for tree, links in ((layout.STREAMS, new.streams), (layout.IMAGES, new.images)):
+            for name, link in links.items():
+                try:
+                    object_id = layout.object_of_link(link, self._repo.algorithm, f"{tree}/{name}")
+                except DamagedError:
+                    continue  # it leads to no object
+                if tree == layout.STREAMS:
+                    self._stream(object_id, f"{tree}/{name}")
+                else:
+                    self._image(object_id, f"{tree}/{name}")
+        self._follow()
+
+    def found(self) -> tuple[Problem, ...]:
+        """The problems, each with the refs that need what is broken."""
+        return tuple(Problem(message, self._refs_of(what)) for what, message in sorted(self.problems.items()))
+
+    def _root(self, path: str, link: str) -> None:
+        name = layout.ref_target(path, link)
+        tree = path.partition("/")[0]
+        target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
+        if target is None:
+            self.problems[path] = f"{path} is dangling: {tree}/{name} is not there"
+            self._parents.setdefault(path, set()).add(path)
+            return
+        object_id = layout.object_of_link(target, self._repo.algorithm, f"{tree}/{name}")
+        if tree == layout.STREAMS:
+            self._stream(object_id, path)
+        else:
+            self._image(object_id, path)
+
+    def _stream(self, object_id: ObjectId, parent: str) -> None:
+        self._parents.setdefault(object_id, set()).add(parent)
+        if object_id not in self._done:
+            self._done.add(object_id)
+            self._pending.append((object_id, parent))
+
+    def _image(self, object_id: ObjectId, parent: str) -> None:
+        self._parents.setdefault(object_id, set()).add(parent)
+        key = f"image {object_id}"  # an image may be named by a config, too, and is not looked into then
+        if key in self._done:
+            return
+        self._done.add(key)
+        self.live.add(key_of(object_id))
+        try:
+            self.add(b"".join(read_image_refs(self._repo, object_id, parent)))
+        except CfsTagsError as error:
+            self.problems[object_id] = error.message
+
+    def _follow(self) -> None:
+        while self._pending:
+            object_id, why = self._pending.pop()
+            self.live.add(key_of(object_id))
+            try:
+                node = read_node(self._repo, object_id, why)
+            except CfsTagsError as error:
+                self.problems[object_id] = error.message
+                continue
+            self.add(node.table)
+            for name, target in node.named:
+                self._named(object_id, name, target)
+
+    def _named(self, parent: ObjectId, name: str, target: ObjectId) -> None:
+        if name.startswith(EROFS_KEY):
+            self.live.add(key_of(target))
+            self._parents.setdefault(target, set()).add(parent)
+            if target not in self._done:
+                self._done.add(target)
+                if not self._repo.has_object(target):
+                    self.problems[target] = f"EROFS image {target[:12]}… ({name}) is missing"
+            return
+        self._stream(target, parent)
+        for content_id in content_ids(name):
+            link = self._snapshot.streams.get(content_id)
+            if link is None:
+                continue
+            try:
+                linked = layout.object_of_link(link, self._repo.algorithm, content_id)
+            except DamagedError:
+                continue
+            if linked != target:
+                self._stream(linked, parent)
+
+    def add(self, table: bytes) -> None:
+        """Mark objects by their raw digests, one after the other."""
+        self.live.update(keys_of(table, self._step))
+
+    def _refs_of(self, what: str) -> tuple[str, ...]:
+        found: set[str] = set()
+        seen: set[str] = set()
+        pending = [what]
+        while pending:
+            current = pending.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            if "/" in current:
+                found.add(current)
+            pending.extend(self._parents.get(current, ()))
+        return tuple(sorted(found))
+
+
+def key_of(object_id: str) -> int:
+    """The first 64 bits of a digest."""
+    return int(object_id[:16], 16)
+
+
+def keys_of_names(parent: str, names: list[str], digits: int) -> array[int] | None:
+    """The keys of the objects in one directory, in the order of their names, all at once.
+
+    Args:
+        parent: its two digits.
+        names: of the files.
+        digits: hexadecimal digits of a digest.
+
+    Returns:
+        None where any name is no digest: then nothing is known of the others either.
+    """
+    # each length: one name too short and one too long would shift all that stand between them
+    if set(map(len, names)) - {digits - 2}:
+        return None
+    try:
+        table = bytes.fromhex(parent + parent.join(names)) if names else b""
+    except ValueError:
+        return None
+    # blanks are skipped by fromhex
+    return keys_of(table, digits // 16) if len(table) * 2 == digits * len(names) else None
+
+
+def keys_of(table: bytes, step: int) -> array[int]:
+    """The keys of raw digests that stand one after the other; ``step`` is their length in units of 64 bits."""
+    keys = array("Q")
+    keys.frombytes(table)
+    keys = keys[::step]
+    if sys.byteorder == "little":
+        keys.byteswap()
+    return keys
+
+
+def names_of_objects(repo: ReadRepo, parent: str, names: list[str]) -> tuple[list[str], array[int]]:
+    """The names in ``objects/<parent>`` that are of objects, with their keys; a name that is no digest is left out."""
+    digits = repo.algorithm.hex_length
+    if len(parent) != 2:
+        return [], array("Q")
+    keys = keys_of_names(parent, names, digits)
+    if keys is None:
+        shape = re.compile(f"[0-9a-f]{{{digits - 2}}}", re.ASCII)
+        names = [name for name in names if shape.fullmatch(name)]
+        keys = keys_of_names(parent, names, digits)
+    return (names, keys) if keys is not None else ([], array("Q"))
+
+
+def in_processes(work: Callable[[Sequence[str]], R], join: Callable[[R, R], R], parents: Sequence[str]) -> R:
+    """Do some work in two halves, one of them in a child: looking at a million names is bound by one processor.
+
+    Args:
+        work: takes some of the parents; what it returns is pickled.
+        join: puts two results together.
+        parents: names of directories in ``objects/``.
+    """
+    if len(parents) < 64 or (os.cpu_count() or 1) < 2:
+        return work(parents)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(read)
+            with os.fdopen(write, "wb") as pipe:
+                pickle.dump(work(parents[::2]), pipe)
+            status = 0
+        finally:
+            os._exit(status)  # nothing of the parent's is unwound here
+    os.close(write)
+    try:
+        mine = work(parents[1::2])
+    finally:
+        with os.fdopen(read, "rb") as pipe:
+            data = pipe.read()
+        _, code = os.waitpid(child, 0)
+    # what the child could not do is done here, and says what is wrong
+    return join(mine, pickle.loads(data) if code == 0 else work(parents[::2]))
+
+
+def _links(repo: ReadRepo, tree: str) -> dict[str, str]:
+    found = {}
+    for name in repo.names(tree) or ():
+        if name == "refs":
+            continue
+        try:
+            link = repo.read_link(f"{tree}/{name}")
+        except DamagedError:
+            link = ""
+        if link is not None:
+            found[name] = link
+    return found

@@ -1,0 +1,309 @@
+"""Who takes how much: by tag, deployment and owner; shared, and freed if one were deleted; what a collection would free.
+
+Every object is counted once for each root that it is reached from, in the bytes that it takes on disk.  Roots that lead to
+the same are one group; objects carry a mask of the groups that reach them, made stream by stream, so that a million
+objects are looked at once, however many tags there are.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags import tags
+from cfs_tags.errors import CfsTagsError, TagNotFound
+from cfs_tags.formats import erofs, layout
+from cfs_tags.marking import in_processes, key_of, keys_of, names_of_objects
+from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
+from cfs_tags.repo import refs
+from cfs_tags.values import ContentId, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from cfs_tags.repo.store import ReadRepo
+
+__all__ = ["Owned", "Usage", "Used", "measure"]
+
+
+class Used(NamedTuple):
+    """What is reached: number of objects, and bytes that they take on disk."""
+
+    objects: int
+    allocated: int
+
+    def plus(self, other: Used) -> Used:
+        """Both together."""
+        return Used(self.objects + other.objects, self.allocated + other.allocated)
+
+
+class Owned(NamedTuple):
+    """A name, or an owner, and what it keeps.
+
+    ``total`` is all that is reached; ``shared`` the part that something else reaches, too; ``freed`` what would be
+    garbage if this alone were deleted.
+    """
+
+    name: str
+    owner: str
+    total: Used
+    shared: Used
+    freed: Used
+
+
+class Usage(NamedTuple):
+    """The answer.  ``rows`` are tags and deployments, ``owners`` their sums with everything counted once; ``without`` is
+    what deleting the names that were asked for would free together; ``dead`` what a collection would free now;
+    ``linked`` counts objects with other hard links, whose bytes may not come free."""
+
+    rows: tuple[Owned, ...]
+    owners: tuple[Owned, ...]
+    without: Used | None
+    live: Used
+    dead: Used
+    linked: int
+    problems: tuple[str, ...]
+
+
+def measure(repo: ReadRepo, without: Iterable[str] = ()) -> Usage:
+    """Measure the repository; the caller holds its lock shared.
+
+    Args:
+        repo: where.
+        without: names of tags (and ``@deployment/<id>``) whose deletion together is asked about.
+
+    Raises:
+        TagNotFound: there is no such tag.
+    """
+    groups = _groups(repo)
+    names = {name: bit for bit, group in enumerate(groups) for name in group.names}
+    gone = _gone(groups, names, without)
+    reach = _Reach(repo)
+    for bit, group in enumerate(groups):
+        for tree, target in group.targets:
+            reach.add(tree, target, 1 << bit)
+    masks = reach.masks()
+    parents = sorted(repo.names(layout.OBJECTS) or ())
+    sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, parents)
+    return Usage(
+        tuple(_row(group, name, 1 << bit, sums) for bit, group in enumerate(groups) for name in group.names),
+        _owners(groups, sums),
+        None if gone is None else _total(sums, lambda mask: not mask & ~gone),
+        _total(sums, lambda mask: True),
+        dead,
+        linked,
+        tuple(reach.problems),
+    )
+
+
+class _Group(NamedTuple):
+    """Roots that lead to the same: their names, whose they are, and what they lead to (tree and name)."""
+
+    names: tuple[str, ...]
+    owner: str
+    targets: frozenset[tuple[str, str]]
+
+
+def _groups(repo: ReadRepo) -> list[_Group]:
+    targets: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for tree in (layout.STREAM_REFS, layout.IMAGE_REFS):
+        for path, link in refs.walk(repo, tree):
+            if not link:
+                continue
+            targets.setdefault(_named(path), set()).add((tree.partition("/")[0], link.rpartition("/")[2]))
+    same: dict[tuple[str, frozenset[tuple[str, str]]], list[str]] = {}
+    for (name, owner), mine in targets.items():
+        same.setdefault((owner, frozenset(mine)), []).append(name)
+    return [_Group(tuple(sorted(found)), owner, mine) for (owner, mine), found in same.items()]
+
+
+def _named(path: str) -> tuple[str, str]:
+    """What a ref is called in the answer, and its owner: the three parts of a deployment ref are one."""
+    for top in (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES):
+        if path.startswith(f"{top}/"):
+            return f"@deployment/{path[len(top) + 1 :]}", "deployment"
+    for home in ("shared", "private", "lease", "trash"):
+        top = tags.HOMES[home]
+        if path.startswith(f"{top}/"):
+            relative = path[len(top) + 1 :]
+            if home in ("lease", "trash"):
+                relative = relative.partition("/")[2]
+            name = layout.decode_name(relative)
+            return (f"@trash/{name}", "app") if home == "trash" else (name, tags.owner_of(name))
+    return path, "foreign"
+
+
+def _gone(groups: Sequence[_Group], names: Mapping[str, int], without: Iterable[str]) -> int | None:
+    """The groups of which every name is to be deleted; None where nothing was asked."""
+    wanted = set(without)
+    if not wanted:
+        return None
+    for name in wanted:
+        if name not in names:
+            raise TagNotFound(name=name)
+    mask = 0
+    for bit, group in enumerate(groups):
+        if wanted.issuperset(group.names):
+            mask |= 1 << bit
+    return mask
+
+
+class _Reach:
+    """Which groups reach which stream and image, and so which object."""
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self.problems: list[str] = []
+        self._repo = repo
+        self._links = Links(repo)
+        self._step = repo.algorithm.size // 8
+        self._objects: dict[ObjectId, int] = {}
+        self._images: dict[ObjectId, int] = {}
+        self._tables: dict[ObjectId, array[int]] = {}
+        self._children: dict[ObjectId, tuple[tuple[ObjectId, bool], ...]] = {}
+
+    def add(self, tree: str, name: str, bits: int) -> None:
+        """A group leads to ``streams/<name>`` or ``images/<name>``."""
+        try:
+            if tree == layout.IMAGES:
+                object_id = self._repo.image_object(name)
+                if object_id is not None:
+                    self._images[object_id] = self._images.get(object_id, 0) | bits
+                    self._objects[object_id] = self._objects.get(object_id, 0) | bits
+                    return
+            else:
+                object_id = self._repo.stream_object(ContentId.trusted(name))
+                if object_id is not None:
+                    self._follow(object_id, bits, name)
+                    return
+        except CfsTagsError as error:
+            self.problems.append(error.message)
+            return
+        self.problems.append(f"{tree}/{name} is gone")
+
+    def _follow(self, top: ObjectId, bits: int, why: str) -> None:
+        pending = [top]
+        while pending:
+            current = pending.pop()
+            had = self._objects.get(current, 0)
+            if had | bits == had and current in self._children:
+                continue
+            self._objects[current] = had | bits
+            if current not in self._children:
+                self._read(current, why)
+            for child, is_stream in self._children[current]:
+                if is_stream:
+                    pending.append(child)
+                else:
+                    self._objects[child] = self._objects.get(child, 0) | bits
+
+    def _read(self, object_id: ObjectId, why: str) -> None:
+        self._children[object_id] = ()
+        try:
+            node = read_node(self._repo, object_id, why)
+        except CfsTagsError as error:
+            self.problems.append(error.message)
+            return
+        self._tables[object_id] = keys_of(node.table, self._step)
+        children: dict[tuple[ObjectId, bool], None] = {}
+        for key, target in node.named:
+            children[target, not key.startswith(EROFS_KEY)] = None
+            for content_id in content_ids(key):
+                linked = self._links.object_of.get(content_id)
+                if linked is not None:
+                    children[linked, True] = None
+        self._children[object_id] = tuple(children)
+
+    def masks(self) -> dict[int, int]:
+        """The groups that reach each object, by the first 64 bits of its digest."""
+        masks: dict[int, int] = {}
+        get = masks.get
+        for object_id, bits in self._objects.items():
+            key = key_of(object_id)
+            masks[key] = get(key, 0) | bits
+            for one in self._tables.get(object_id, ()):
+                masks[one] = get(one, 0) | bits
+        for object_id, bits in self._images.items():
+            try:
+                with mapped(self._repo, object_id, "an image ref") as data:
+                    found = erofs.object_refs(data, self._repo.algorithm)
+            except CfsTagsError as error:
+                self.problems.append(error.message)
+                continue
+            for digest in found:
+                key = key_of(digest)
+                masks[key] = get(key, 0) | bits
+        return masks
+
+
+# -- looking at objects ------------------------------------------------------------------------------------------------
+
+
+class _Sums(NamedTuple):
+    """What objects take by the groups that reach them, what dead ones take, and how many have other hard links."""
+
+    by_mask: dict[int, Used]
+    dead: Used
+    linked: int
+
+    def plus(self, other: _Sums) -> _Sums:
+        sums = dict(self.by_mask)
+        for mask, used in other.by_mask.items():
+            sums[mask] = sums[mask].plus(used) if mask in sums else used
+        return _Sums(sums, self.dead.plus(other.dead), self.linked + other.linked)
+
+
+def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _Sums:
+    counts: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    linked = 0
+    status_of = os.stat
+    for parent in parents:
+        fd = repo.directory(f"{layout.OBJECTS}/{parent}")
+        if fd is None:
+            continue
+        try:
+            names, keys = names_of_objects(repo, parent, os.listdir(fd))
+            for name, mask in zip(names, map(masks.get, keys), strict=True):
+                try:
+                    status = status_of(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                mask = mask or 0
+                counts[mask] = counts.get(mask, 0) + 1
+                sizes[mask] = sizes.get(mask, 0) + status.st_blocks
+                linked += status.st_nlink > 1
+        finally:
+            os.close(fd)
+    found = {mask: Used(counts[mask], sizes[mask] * 512) for mask in counts}
+    return _Sums(found, found.pop(0, Used(0, 0)), linked)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------------
+
+
+def _row(group: _Group, name: str, bit: int, sums: Mapping[int, Used]) -> Owned:
+    total = _total(sums, lambda mask: bool(mask & bit))
+    alone = _total(sums, lambda mask: mask == bit) if len(group.names) == 1 else Used(0, 0)
+    shared = Used(total.objects - alone.objects, total.allocated - alone.allocated)
+    return Owned(name, group.owner, total, shared, alone)
+
+
+def _owners(groups: Sequence[_Group], sums: Mapping[int, Used]) -> tuple[Owned, ...]:
+    rows = []
+    for owner in sorted({group.owner for group in groups}):
+        mine = sum(1 << bit for bit, group in enumerate(groups) if group.owner == owner)
+        total = _total(sums, lambda mask, mine=mine: bool(mask & mine))  # type: ignore[misc]
+        alone = _total(sums, lambda mask, mine=mine: not mask & ~mine)  # type: ignore[misc]
+        shared = Used(total.objects - alone.objects, total.allocated - alone.allocated)
+        rows.append(Owned(owner, owner, total, shared, alone))
+    return tuple(rows)
+
+
+def _total(sums: Mapping[int, Used], fits: Callable[[int], bool]) -> Used:
+    objects = allocated = 0
+    for mask, used in sums.items():
+        if fits(mask):
+            objects += used.objects
+            allocated += used.allocated
+    return Used(objects, allocated)

@@ -1,0 +1,148 @@
+"""Completion in the shell, as the shells ask for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Run
+
+WEB = "quay.io/apps/web:1"
+DB = "quay.io/apps/db:2"
+
+
+class Shell:
+    """Asks as the scripts of ``--show-completion`` do."""
+
+    def __init__(self, call: Run, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.call = call
+        self.repo = repo
+        self.monkeypatch = monkeypatch
+
+    def _ask(self, **settings: str) -> str:
+        with self.monkeypatch.context() as environment:
+            for name, value in settings.items():
+                environment.setenv(name, value)
+            environment.setenv("COMP_WORDS", settings.get("COMP_WORDS", ""))
+            environment.setenv("COMP_CWORD", settings.get("COMP_CWORD", ""))
+            return self.call().out
+
+    def bash(self, *words: str) -> list[str]:
+        """The words as bash cuts them, the last one incomplete."""
+        every = ["cfs-tag", "--repo", str(self.repo), *words]
+        answer = self._ask(_CFS_TAG_COMPLETE="complete_bash", COMP_WORDS="\n".join(every), COMP_CWORD=str(len(every) - 1))
+        return answer.split()
+
+    def zsh(self, line: str) -> str:
+        return self._ask(_CFS_TAG_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS=f"cfs-tag --repo {self.repo} {line}")
+
+    def fish(self, line: str) -> list[str]:
+        return self._ask(
+            _CFS_TAG_COMPLETE="complete_fish",
+            _TYPER_COMPLETE_ARGS=f"cfs-tag --repo {self.repo} {line}",
+            _TYPER_COMPLETE_FISH_ACTION="get-args",
+        ).split()
+
+
+@pytest.fixture
+def shell(call: Run, repo: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(call, repo, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["show"],
+        ["resolve"],
+        ["delete"],
+        ["delete", "x"],
+        ["rename"],
+        ["create", "new"],
+        ["list"],
+        ["list", "--points-at"],
+        ["log"],
+    ],
+    ids=" ".join,
+)
+def test_names_of_tags_are_completed_where_a_tag_is_wanted(shell: Shell, words: list[str]) -> None:
+    assert shell.bash(*words, "quay") == [DB, WEB]
+    assert shell.bash(*words, "quay.io/apps/w") == [WEB]
+    assert shell.bash(*words, "nothing") == []
+
+
+def test_bash_gets_what_stands_behind_the_colon_where_it_cuts(shell: Shell, run: Run) -> None:
+    run("create", "quay.io/apps/web:2", WEB, ok=True)
+
+    assert shell.bash("show", "quay.io/apps/web", ":") == ["1", "2"]
+    assert shell.bash("show", "quay.io/apps/web", ":", "2") == ["2"]
+    assert shell.bash("delete", "quay.io/apps/web", ":", "1", "quay.io/apps/d") == [DB]
+    assert shell.bash("list", "--points-at", "=", "quay.io/apps/d") == [DB]
+    assert shell.bash("list", "--points-at", "=", "quay.io/apps/web", ":") == ["1", "2"]
+
+
+def test_a_repository_that_bash_has_cut_is_found(shell: Shell, repo: Path) -> None:
+    shell.repo = Path("/nonexistent")
+
+    assert shell.bash("show", "quay") == []
+    assert shell.bash("--repo", "=", str(repo), "show", "quay.io/apps/w") == [WEB]
+
+
+def test_other_shells_get_whole_names(shell: Shell) -> None:
+    assert shell.fish("show quay") == [DB, WEB]
+    assert r"quay.io/apps/web\\:1" in shell.zsh("show quay")
+
+
+def test_deleted_tags_are_completed_for_restore(shell: Shell, run: Run) -> None:
+    run("delete", WEB, "--keep-for", "1h", ok=True)
+
+    assert shell.bash("restore", "quay.io/apps/w") == [WEB]
+    assert shell.bash("show", "quay.io/apps/w") == []
+    assert shell.bash("resolve", "@trash") == []
+
+
+def test_commands_and_keys_are_completed(shell: Shell) -> None:
+    assert {"resolve", "rename", "restore"} <= set(shell.bash("re"))
+    assert shell.bash("rena") == ["rename"]
+    assert shell.bash("list", "--sort", "d") == ["digest"]
+
+
+def test_names_that_a_shell_could_run_are_not_offered(shell: Shell, repo: Path, web: str) -> None:
+    for name in ("q$(id)", "q;id", "q`id`", "q\nid", "q id", "q'x", 'q"x', "q|x", "q\x1b[31m", "q*", "-q", "~q", "q&", "q(x)"):
+        os.symlink(f"../../oci-manifest-{web}", repo / "streams/refs/oci" / name)
+
+    assert shell.bash("show", "q") == [DB, WEB]
+    assert shell.fish("show q") == [DB, WEB]
+
+
+@pytest.mark.parametrize("damage", ["nothing", "file", "meta"])
+def test_without_a_repository_nothing_is_offered_and_nothing_said(
+    shell: Shell, tmp_path: Path, repo: Path, damage: str
+) -> None:
+    shell.repo = tmp_path / "absent"
+    if damage == "file":
+        shell.repo.write_text("")
+    elif damage == "meta":
+        (repo / "meta.json").write_text("{")
+        shell.repo = repo
+
+    assert shell.bash("show", "") == []
+
+
+def test_the_environment_names_the_repository_too(shell: Shell, repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFS_TAG_REPO", str(repo))
+    monkeypatch.setenv("_CFS_TAG_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "cfs-tag\nshow\nquay")
+    monkeypatch.setenv("COMP_CWORD", "2")
+
+    assert shell.call().out.split() == [DB, WEB]
+
+
+def test_the_script_for_bash_is_printed(call: Run) -> None:
+    said = call("--show-completion", "bash")
+
+    assert said.status == 0
+    assert "_CFS_TAG_COMPLETE=complete_bash" in said.out

@@ -1,0 +1,388 @@
+"""Every error that a command can end with: its code, its exit status, and how it is said; and dry runs."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cfs_tags import errors
+from support.trees import tree
+
+if TYPE_CHECKING:
+    from cli.conftest import Run
+
+WEB = "quay.io/apps/web:1"
+DB = "quay.io/apps/db:2"
+ZEROS = "0" * 64
+ROOT = Path(__file__).parent.parent.parent
+
+
+# -- states of a repository that lead to an error ----------------------------------------------------------------------
+
+
+def as_it_is(repo: Path) -> None:
+    """Nothing is wrong with it."""
+
+
+def tagged(name: str, target: str) -> Callable[[Path], None]:
+    return lambda repo: os.symlink(target, repo / "streams/refs/oci" / name)
+
+
+def two_with_one_prefix(repo: Path) -> None:
+    for digit in "12":
+        (repo / f"streams/oci-manifest-sha256:aaaaaa{digit * 58}").symlink_to(f"../objects/00/{'0' * 126}")
+
+
+def stream_is_a_file(repo: Path) -> None:
+    (repo / f"streams/oci-manifest-sha256:{ZEROS}").write_text("")
+
+
+def meta(**changes: Any) -> Callable[[Path], None]:
+    def change(repo: Path) -> None:
+        document = json.loads((repo / "meta.json").read_text())
+        for key, value in changes.items():
+            if key == "features":
+                value = {**document["features"], **{name.replace("_", "-"): flags for name, flags in value.items()}}
+            document[key] = value
+        (repo / "meta.json").write_text(json.dumps(document))
+
+    return change
+
+
+def meta_is_no_json(repo: Path) -> None:
+    (repo / "meta.json").write_text("{")
+
+
+def raw_objects(repo: Path, kind: str) -> list[Path]:
+    """The objects that hold the bytes of a manifest or a config."""
+    key = b'"layers":' if kind == "manifest" else b'"rootfs":'
+    found = [path for path in (repo / "objects").glob("*/*") if path.stat().st_size < 4096]
+    return [path for path in found if path.read_bytes().startswith(b"{") and key in path.read_bytes()]
+
+
+def without_configs(repo: Path) -> None:
+    for path in raw_objects(repo, "config"):
+        path.unlink()
+
+
+def with_other_configs(repo: Path) -> None:
+    for path in raw_objects(repo, "config"):
+        path.write_bytes(path.read_bytes().replace(b"amd64", b"arm64"))
+
+
+# -- one table ---------------------------------------------------------------------------------------------------------
+
+Case = tuple[str, int, Callable[[Path], None], list[str]]
+
+CASES: list[Case] = [
+    ("command-line", 2, as_it_is, ["create", "x"]),
+    ("command-line", 2, as_it_is, ["no-such-command"]),
+    ("command-line", 2, as_it_is, ["list", "--no-such-option"]),
+    ("command-line", 2, as_it_is, ["list", "--long=x"]),
+    ("command-line", 2, as_it_is, ["--user", "list"]),
+    ("command-line", 2, as_it_is, ["list", "--owner", "app", "--all"]),
+    ("command-line", 2, as_it_is, ["create", "x", WEB, "--shared", "--private"]),
+    ("command-line", 2, as_it_is, ["create", "x", WEB, "--private", "--expires", "1d"]),
+    ("command-line", 2, as_it_is, ["update"]),
+    ("command-line", 2, as_it_is, ["delete"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--sort", "size"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--owner", "me"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--format", "{secret}"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--format", "{name"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--format", "{name:>9999999999}"]),
+    ("invalid-argument", 2, as_it_is, ["list", "--format", "{name.__class__}"]),
+    ("invalid-argument", 2, as_it_is, ["show", WEB, "--raw", "layers"]),
+    ("invalid-argument", 2, as_it_is, ["create", "x", WEB, "--lock-timeout", "-1"]),
+    ("invalid-argument", 2, as_it_is, ["create", "x", WEB, "--lock-timeout", "nan"]),
+    ("invalid-argument", 2, as_it_is, ["create", "x", WEB, "--lock-timeout", "inf"]),
+    ("invalid-argument", 2, as_it_is, ["resolve", "@nothing"]),
+    ("invalid-argument", 2, as_it_is, ["resolve", "@sha256:abc"]),
+    ("invalid-tag-name", 2, as_it_is, ["create", "@x", WEB]),
+    ("invalid-tag-name", 2, as_it_is, ["create", "a\x1bb", WEB]),
+    ("invalid-tag-name", 2, as_it_is, ["create", "x" * 256, WEB]),
+    ("invalid-tag-name", 2, as_it_is, ["rename", WEB, ""]),
+    ("invalid-digest", 2, as_it_is, ["create", WEB, DB, "--expect", "latest"]),
+    ("invalid-instruction", 2, as_it_is, ["update", "--stdin"]),
+    ("ambiguous-name", 2, two_with_one_prefix, ["resolve", "@sha256:aaaaaa"]),
+    ("repository-not-found", 3, as_it_is, ["--repo", "/nonexistent/composefs", "list"]),
+    ("tag-not-found", 3, as_it_is, ["resolve", "absent"]),
+    ("tag-not-found", 3, as_it_is, ["show", "absent"]),
+    ("tag-not-found", 3, as_it_is, ["delete", "absent"]),
+    ("tag-not-found", 3, as_it_is, ["rename", "absent", "x"]),
+    ("tag-not-found", 3, as_it_is, ["restore", "absent"]),
+    ("tag-not-found", 3, as_it_is, ["log", "absent"]),
+    ("tag-not-found", 3, as_it_is, ["create", "x", "absent"]),
+    ("target-not-found", 3, as_it_is, ["create", "x", f"@sha256:{ZEROS}"]),
+    ("target-not-found", 3, as_it_is, ["resolve", f"@deployment/{ZEROS}"]),
+    ("target-not-found", 3, tagged("dangling", f"../../oci-manifest-sha256:{ZEROS}"), ["show", "dangling"]),
+    ("target-not-found", 3, tagged("dangling", f"../../oci-manifest-sha256:{ZEROS}"), ["resolve", "--verity", "dangling"]),
+    ("reflog-entry-not-found", 3, as_it_is, ["resolve", f"{WEB}@{{7}}"]),
+    ("reflog-entry-not-found", 3, as_it_is, ["restore", WEB]),
+    ("tag-exists", 4, as_it_is, ["create", WEB, DB]),
+    ("tag-exists", 4, as_it_is, ["rename", WEB, DB]),
+    ("expectation-failed", 4, as_it_is, ["create", WEB, DB, "--expect", "absent"]),
+    ("owner-refused", 4, as_it_is, ["create", "localhost/bootc-x", WEB]),
+    ("incomplete-target", 4, without_configs, ["create", "x", WEB]),
+    ("read-only-repository", 4, meta(features={"read_only_compatible": ["later"]}), ["create", "x", WEB]),
+    ("malformed", 6, meta_is_no_json, ["list"]),
+    ("bad-ref-link", 6, tagged("absolute", "/etc/passwd"), ["resolve", "absolute"]),
+    ("bad-ref-link", 6, tagged("nested", f"oci/{WEB}"), ["create", "x", "nested"]),
+    ("not-a-link", 6, stream_is_a_file, ["resolve", f"@sha256:{ZEROS}"]),
+    ("missing-object", 6, without_configs, ["show", WEB]),
+    ("digest-mismatch", 6, with_other_configs, ["show", WEB]),
+    ("digest-mismatch", 6, with_other_configs, ["create", "x", WEB]),
+    ("unsupported-version", 7, meta(version=2), ["list"]),
+    ("unsupported-feature", 7, meta(features={"incompatible": ["later"]}), ["list"]),
+    ("system-failure", 1, as_it_is, ["--repo", "x" * 5000, "list"]),
+]
+
+TAG_MODULES = (
+    *("main", "session", "options", "output", "changes", "rows", "complete"),
+    *("cmd_create", "cmd_delete", "cmd_list", "cmd_log", "cmd_rename", "cmd_resolve", "cmd_restore", "cmd_show"),
+    *("cmd_trash", "cmd_update"),
+)
+
+ELSEWHERE = {
+    "lock-timeout": "test_a_lock_that_is_not_to_be_had_names_its_holder",
+    "interrupted": "test_an_interrupt_is_said_and_leaves_no_traceback",
+    "internal": "test_a_mistake_of_ours_is_one_line",
+    "output-failed": "test_output.py",
+    "transaction-abandoned": "test_a_transaction_that_was_taken_back_is_a_warning",
+    "lock-conflict": "no command opens a repository twice",
+}
+
+
+def called(run: Run, call: Run, words: list[str], *more: str) -> Any:
+    lines = b"frobnicate x\n"
+    return (call if words[0].startswith("--") and words[0] != "--user" else run)(*words, *more, input=lines)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "damage", "words"), CASES, ids=[f"{code}: {' '.join(words)[:40]!r}" for code, _, _, words in CASES]
+)
+def test_an_error_has_its_code_status_and_two_lines(
+    run: Run, call: Run, repo: Path, code: str, status: int, damage: Callable[[Path], None], words: list[str]
+) -> None:
+    damage(repo)
+
+    said = called(run, call, words)
+    lines = said.err.splitlines()
+    assert (said.status, said.raw) == (status, b"")
+    assert lines[0].startswith("cfs-tag: ")
+    assert all(line.startswith("hint: ") for line in lines[1:])
+    assert len(lines) <= 2
+
+    document = called(run, call, words, "--json")
+    assert document.err == ""
+    assert document.status == status
+    assert document.json.keys() == {"schema", "error"}
+    error = document.json["error"]
+    assert error.keys() == {"code", "message", "facts", "hint"}
+    assert error["code"] == code
+    assert error["message"] == lines[0].removeprefix("cfs-tag: ") or "--json" in error["message"]
+
+
+def test_every_error_that_the_tag_commands_can_raise_is_in_the_table() -> None:
+    modules = ["values", "tags", "tagging", "formats/*", "repo/*", *(f"cli/{name}" for name in TAG_MODULES)]
+    raised = {
+        node.func.id
+        for pattern in modules
+        for path in (ROOT / "cfs_tags").glob(f"{pattern}.py")
+        if path.stem not in ("erofs", "bootc")  # not read by these commands
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    codes = {kinds[name].code for name in raised if name in kinds and issubclass(kinds[name], errors.CfsTagsError)}
+
+    assert codes - {code for code, *_ in CASES} - ELSEWHERE.keys() == set()
+
+
+def test_the_table_has_the_exit_statuses_of_the_errors() -> None:
+    known = {kind.code: kind.status for kind in vars(errors).values() if hasattr(kind, "status")}
+
+    assert all(known[code] == status for code, status, *_ in CASES)
+    assert ELSEWHERE.keys() <= known.keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show", WEB, "--raw", "config", "--json"], ["list", "--json", "--jsonl"], ["log", "--json", "--jsonl"]],
+    ids=lambda words: words[0],
+)
+def test_two_kinds_of_output_exclude_each_other(run: Run, words: list[str]) -> None:
+    said = run(*words)
+
+    assert (said.status, said.json["error"]["code"]) == (2, "command-line")
+
+
+# -- what a table cannot say -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(repo: Path) -> Iterator[None]:
+    """The exclusive repository lock, as a collector has it."""
+    fd = os.open(repo, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["create", "x", WEB], ["delete", WEB], ["rename", WEB, "x"], ["update", "--stdin"], ["show", WEB]],
+    ids=lambda words: words[0],
+)
+def test_a_lock_that_is_not_to_be_had_names_its_holder(run: Run, repo: Path, words: list[str]) -> None:
+    with held(repo):
+        said = run(*words, "--lock-timeout", "0", "--json", input=f"delete {WEB}\n".encode())
+
+    error = said.json["error"]
+    assert (said.status, error["code"]) == (5, "lock-timeout")
+    assert error["facts"]["holders"][0]["pid"] == os.getpid()
+    assert error["facts"]["holders"][0]["mode"] == "exclusive"
+
+
+@pytest.mark.parametrize("words", [["list"], ["resolve", WEB], ["log"], ["trash"]], ids=lambda words: words[0])
+def test_looking_takes_no_lock(run: Run, repo: Path, words: list[str]) -> None:
+    with held(repo):
+        assert run(*words).status == 0
+
+
+def test_an_interrupt_is_said_and_leaves_no_traceback(repo: Path) -> None:
+    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "create", "x", WEB, "--json"]
+    with held(repo):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        before = time.monotonic()
+        while not opened(process.pid, repo) and time.monotonic() < before + 20:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+
+    assert (process.returncode, err) == (130, "")
+    assert json.loads(out)["error"]["code"] == "interrupted"
+
+
+def opened(pid: int, path: Path) -> bool:
+    try:
+        return any(os.path.samefile(link, path) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def test_a_mistake_of_ours_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfs_tags import tags
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("\x1b[31mred")
+
+    monkeypatch.setattr(tags, "resolve", fail)
+
+    said = run("resolve", WEB)
+    assert said.status == 1
+    assert said.err.splitlines()[0] == "cfs-tag: internal error: ZeroDivisionError: \\x1b[31mred"
+    assert "Traceback" not in said.err
+    assert run("resolve", WEB, "--json").json["error"]["code"] == "internal"
+
+    monkeypatch.setenv("CFS_TAG_DEBUG", "1")
+    assert "Traceback" in run("resolve", WEB).err
+
+
+def test_a_transaction_that_was_taken_back_is_a_warning(run: Run, repo: Path, web: str) -> None:
+    for directory in ("journal", "tmp", "reflog"):
+        (repo / "cfs-tags" / directory).mkdir(parents=True, exist_ok=True)
+    change = ["streams/refs/oci/moved", f"../../oci-manifest-{web}", "../../oci-manifest-x", "move"]
+    journal = {"transaction": "0011223344556677", "note": [None, None], "changes": [change]}
+    (repo / "cfs-tags/journal/0011223344556677.json").write_text(json.dumps(journal))
+
+    (warning,) = run("create", "x", WEB, "--json").json["warnings"]
+
+    assert warning["code"] == "transaction-abandoned"
+    assert warning["facts"]["transaction"] == "0011223344556677"
+
+
+# -- dry runs ----------------------------------------------------------------------------------------------------------
+
+WRITING = [
+    ["create", "x", WEB],
+    ["create", WEB, DB, "--force"],
+    ["create", WEB, DB],
+    ["create", "x", WEB, "--expires", "1h"],
+    ["create", "x", "absent"],
+    ["delete", WEB, DB],
+    ["delete", WEB, "--keep-for", "1h"],
+    ["delete", "absent"],
+    ["delete", "absent", "--missing-ok"],
+    ["rename", WEB, "x"],
+    ["rename", WEB, DB],
+    ["restore", WEB],
+    ["restore", "absent"],
+    ["update", "--stdin"],
+    ["update", "--json-lines"],
+]
+
+
+@pytest.mark.parametrize("words", WRITING, ids=" ".join)
+def test_a_dry_run_writes_nothing_and_ends_as_the_run_would(run: Run, repo: Path, words: list[str]) -> None:
+    lines = {"--stdin": f"delete {WEB}\nmove {DB} {WEB}\n", "--json-lines": '{"verb": "delete", "name": "absent"}'}
+    text = lines.get(words[-1], "").encode()
+    before = tree(repo)
+
+    with held(repo):  # nor does it take a lock
+        dry = run(*words, "--dry-run", "--json", "--lock-timeout", "0", input=text)
+    assert tree(repo) == before
+
+    real = run(*words, "--json", input=text)
+    assert dry.status == real.status
+    if real.status == 0:
+        assert dry.result["dry_run"] is True
+        assert without_times(dry.result["tags"]) == without_times(real.result["tags"])
+        assert len(dry.result["changes"]) == len(real.result["changes"])
+    else:
+        assert dry.raw == real.raw
+
+
+def without_times(tags: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(tag["name"], tag["done"], tag["old"], tag["new"], tag["home"]) for tag in tags]
+
+
+@pytest.mark.parametrize(
+    "words", [["list", "--all", "--long"], ["show", WEB], ["resolve", WEB], ["log"], ["trash"]], ids=lambda words: words[0]
+)
+@pytest.mark.parametrize("damage", [as_it_is, lambda repo: (repo / "meta.json").unlink()], ids=["with-meta", "without-meta"])
+def test_reading_writes_nothing(run: Run, repo: Path, words: list[str], damage: Callable[[Path], None]) -> None:
+    damage(repo)
+    before = tree(repo)
+
+    assert run(*words).status == 0
+
+    assert tree(repo) == before
+
+
+def test_a_dry_run_says_what_would_be(run: Run, web: str) -> None:
+    assert run("create", "x", WEB, "--dry-run", ok=True).out == f"would be created: x -> {web}\n"
+    assert run("create", WEB, WEB, "--dry-run", ok=True).out == f"unchanged: {WEB} -> {web}\n"
+    assert run("rename", WEB, "x", "--dry-run", ok=True).out == f"would be renamed: {WEB} -> x\n"
+
+
+def test_digests_in_the_table_are_those_of_the_objects(repo: Path, web: str) -> None:
+    """The helpers of the table find what they damage."""
+    manifests = raw_objects(repo, "manifest")
+    assert web.removeprefix("sha256:") in {hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests}
+    assert len(raw_objects(repo, "config")) == len(manifests)
