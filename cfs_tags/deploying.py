@@ -11,6 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cfs_tags import binding
 from cfs_tags.errors import (
     AmbiguousName,
     CfsTagsError,
@@ -32,6 +33,7 @@ from cfs_tags.values import ContentId, DeploymentId, Digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from cfs_tags.binding import BindPlan
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
 __all__ = [
@@ -55,10 +57,11 @@ _MAX_SEEN = 16 << 20
 
 
 class DeploymentPlan(NamedTuple):
-    """Changes that make deployment refs, and the ids that they are for."""
+    """Changes that make deployment refs, the ids that they are for, and what was bound with them, if that was asked for."""
 
     changes: tuple[RefChange, ...]
     ids: tuple[DeploymentId, ...]
+    bound: BindPlan | None = None
 
 
 class RetireRow(NamedTuple):
@@ -125,7 +128,13 @@ def plan_parts(repo: ReadRepo, name: DeploymentId, digest: Digest | None, action
 
 
 def plan_create(
-    repo: ReadRepo, view: SysrootView | None, name: DeploymentId, digest: Digest | None, *, force: bool = False
+    repo: ReadRepo,
+    view: SysrootView | None,
+    name: DeploymentId,
+    digest: Digest | None,
+    *,
+    force: bool = False,
+    bind: bool = False,
 ) -> DeploymentPlan:
     """The deployment ref of one deployment, as an updater wants it.
 
@@ -136,6 +145,7 @@ def plan_create(
         digest: its manifest; None looks it up.
         force: make it also where the manifest's config names other EROFS images and not this one, and move a ref that
             leads to another manifest.
+        bind: make the refs of its bound app images, too; those that the repository does not hold are left out.
 
     Raises:
         UnresolvedDeployment: no manifest was given, and none is found, or several.
@@ -158,7 +168,8 @@ def plan_create(
         for change in changes:
             if change.old is not None:
                 raise ExpectationFailed(ref=change.path, wanted="absent", found=change.old.rpartition("/")[2])
-    return DeploymentPlan(changes, (name,))
+    bound = binding.plan_bind(repo, name) if bind else None
+    return DeploymentPlan((*changes, *(bound.changes if bound is not None else ())), (name,), bound)
 
 
 def create(
@@ -168,6 +179,7 @@ def create(
     *,
     view: SysrootView | None = None,
     force: bool = False,
+    bind: bool = False,
     note: Note = NO_NOTE,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> DeploymentPlan:
@@ -175,7 +187,7 @@ def create(
 
     Raises as :func:`plan_create` and :func:`cfs_tags.repo.refs.transact`.
     """
-    made, _ = refs.transact(repo, lambda: plan_create(repo, view, name, digest, force=force), note, timeout)
+    made, _ = refs.transact(repo, lambda: plan_create(repo, view, name, digest, force=force, bind=bind), note, timeout)
     return made
 
 
@@ -246,6 +258,7 @@ def plan_retire(
                 link = repo.read_link(path)
                 if link is not None:
                     changes.append(RefChange(path, link, None, "retire"))
+            changes.extend(binding.removal(repo, name))
         rows.append(RetireRow(name, "kept" if reason else "retired", reason or "no place has it"))
     absent = wanted - {row.id for row in rows}
     if absent:

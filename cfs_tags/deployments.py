@@ -9,6 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from cfs_tags import binding
 from cfs_tags.errors import AmbiguousName, CfsTagsError, DamagedError, FormatError, InvalidArgument, TargetNotFound
 from cfs_tags.formats import bootc, bootorder
 from cfs_tags.lookup import digest_of_link, ref_state, referred, version_of
@@ -30,7 +31,8 @@ class Deployment(NamedTuple):
     """One row: a deployment, as far as it is there.
 
     ``state`` is ``booted``, ``staged``, ``rollback``, ``other``, or ``gone`` for a ref whose deployment no place has.
-    ``manifest`` is what the ref or the origin says, unchecked; ``health`` is empty when all is well.
+    ``manifest`` is what the ref or the origin says, unchecked; ``health`` is empty when all is well; ``bound`` are the app
+    images that are kept with it.
     """
 
     id: DeploymentId
@@ -43,6 +45,7 @@ class Deployment(NamedTuple):
     places: tuple[str, ...]
     entries: tuple[Entry, ...]
     health: tuple[Finding, ...]
+    bound: tuple[str, ...] = ()
 
 
 def list_deployments(repo: ReadRepo, view: SysrootView) -> list[Deployment]:
@@ -126,7 +129,17 @@ def _row(repo: ReadRepo, view: SysrootView, name: DeploymentId, state: str) -> D
         if entry.problem is not None
     )
     return Deployment(
-        name, state, image, manifest, facts[0], facts[1], ref.status, tuple(sorted(places)), entries, tuple(health)
+        name,
+        state,
+        image,
+        manifest,
+        facts[0],
+        facts[1],
+        ref.status,
+        tuple(sorted(places)),
+        entries,
+        tuple(health),
+        binding.bound_names(repo, name),
     )
 
 

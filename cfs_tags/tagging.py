@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.errors import (
     ExpectationFailed,
     IncompleteTarget,
+    InvalidArgument,
     InvalidInstruction,
     OwnerRefused,
     TagExists,
@@ -201,7 +202,7 @@ class _Planner:
                 line=instruction.line, text=instruction.name, reason="a name may be in one instruction only"
             )
         self._seen.add(instruction.name)
-        tag = find(self._repo, instruction.name)
+        tag = self._find(instruction)
         if instruction.expected is not None:
             self._compare(instruction, tag)
         match instruction.verb:
@@ -236,6 +237,18 @@ class _Planner:
         self.allow(name)
         return tag
 
+    def _find(self, instruction: Instruction) -> Tag | None:
+        name = instruction.name
+        if not name.startswith("@") or instruction.verb != "delete":
+            return find(self._repo, name)
+        if name.startswith("@trash/"):
+            return next((kept for kept in reversed(trash(self._repo)) if kept.name == name), None)
+        # a tag of that name may be there all the same: somebody else's
+        tag = find(self._repo, name)
+        if tag is None and name.startswith("@deployment/"):
+            raise InvalidArgument(argument="tag", value=name, reason="is a deployment ref: 'cfs-tag retire' removes those")
+        return tag
+
     def _compare(self, instruction: Instruction, tag: Tag | None) -> None:
         found = tag.value if tag is not None else ABSENT
         wanted = instruction.expected
@@ -266,7 +279,8 @@ class _Planner:
         if tag is not None and tag.digest == digest and (tag.home == home or home is None) and instruction.expires is None:
             self._results.append(TagResult(name, "unchanged", digest, digest, tag.home))
             return
-        if tag is not None and tag.digest != digest and instruction.verb == "create" and instruction.expected is None:
+        ends = instruction.expires is not None and tag is not None and tag.home != "lease"
+        if tag is not None and (tag.digest != digest or ends) and instruction.verb == "create" and instruction.expected is None:
             raise TagExists(name=name, found=tag.value, wanted=digest)
         self.allow(name)
         action = "create" if tag is None else "move"

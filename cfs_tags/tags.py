@@ -196,7 +196,10 @@ def resolve(repo: ReadRepo, text: str) -> Digest:
         return _resolve_special(repo, text)
     tag = find(repo, text)
     if tag is not None:
-        return digest_of(tag)
+        digest = digest_of(tag)
+        if repo.stream_object(ContentId.manifest(digest)) is None:
+            raise TargetNotFound(kind="manifest", name=digest)
+        return digest
     numbered = split_numbered(text)
     if numbered is not None:
         return logged_digest(repo, *numbered)

@@ -8,7 +8,7 @@ import typer
 
 from cfs_tags.cli import complete
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, duration, excluding, owners, seconds
-from cfs_tags.errors import CommandLineError
+from cfs_tags.errors import CommandLineError, printable
 
 
 def command(
@@ -29,6 +29,7 @@ def command(
         str | None,
         typer.Option(metavar="ID", show_default=False, help="Make the ref of a deployment; without TARGET it is looked up."),
     ] = None,
+    bind: Annotated[bool, typer.Option("--bind", help="With --deployment: its bound app images, too.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names something else.")] = False,
     expect: Annotated[
         str | None, typer.Option(metavar="DIGEST|absent", help="Only if the tag names this now, or is absent.")
@@ -68,8 +69,10 @@ def command(
         excluding(ctx, deployment=deployment, expect=expect)
         if target is not None:
             raise CommandLineError(command=ctx.command_path, text="--deployment takes a TARGET and no NAME")
-        _deployment(ctx, deployment, name, force, dry_run, reason, lock_timeout, as_json)
+        _deployment(ctx, deployment, name, force, bind, dry_run, reason, lock_timeout, as_json)
         return
+    if bind:
+        raise CommandLineError(command=ctx.command_path, text="--bind goes with --deployment")
     if name is None or target is None:
         raise CommandLineError(command=ctx.command_path, text=f"Missing argument {'NAME' if name is None else 'TARGET'!r}.")
     excluding(ctx, shared=shared, private=private, expires=expires)
@@ -102,6 +105,7 @@ def _deployment(
     text: str,
     target: str | None,
     force: bool,
+    bind: bool,
     dry_run: bool,
     reason: str | None,
     lock_timeout: float,
@@ -121,12 +125,15 @@ def _deployment(
         if digest is None:
             view = sysroots.view_of(session, repo, None, None, None, None)
         if dry_run:
-            made = deploying.plan_create(repo, view, name, digest, force=force)
+            made = deploying.plan_create(repo, view, name, digest, force=force, bind=bind)
         else:
-            made = deploying.create(repo, name, digest, view=view, force=force, note=note(reason), timeout=timeout)
+            made = deploying.create(repo, name, digest, view=view, force=force, bind=bind, note=note(reason), timeout=timeout)
     if as_json:
         refs = [{"ref": change.path, "old": change.old, "new": change.new} for change in made.changes]
-        output.document("create", {"dry_run": dry_run, "deployment": name, "changes": refs})
+        missing = [row.name for row in made.bound.rows if row.digest is None] if made.bound is not None else []
+        output.document("create", {"dry_run": dry_run, "deployment": name, "changes": refs, "not_bound": missing})
         return
     done = "created" if made.changes else "unchanged"
     output.lines([f"{'would be ' if dry_run and made.changes else ''}{done}: @deployment/{name}"])
+    for row in made.bound.rows if made.bound is not None else ():
+        output.lines([f"{row.done}: {printable(row.name)}{f' ({printable(row.reason)})' if row.reason else ''}"])

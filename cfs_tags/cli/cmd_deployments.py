@@ -49,4 +49,7 @@ def command(
     for row in rows:
         for finding in row.health:
             output.lines([f"{row.id[:12]}: {printable(finding.message)}: {finding.advice}"])
+    for row in rows:
+        for image in row.bound:
+            output.lines([f"{row.id[:12]}: keeps {printable(image)}"])
     sysroots.show_findings(view)

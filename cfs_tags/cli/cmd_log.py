@@ -8,6 +8,7 @@ import typer
 
 from cfs_tags.cli import complete, output
 from cfs_tags.cli.options import Json, JsonLines, excluding
+from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
     from cfs_tags.repo.reflog import Entry
@@ -20,6 +21,10 @@ class _Line(NamedTuple):
     entry: Entry
     old: str | None
     new: str | None
+
+
+_FIRST = f"{layout.DEPLOYMENTS}/"
+_OTHERS = (f"{layout.CONFIGS}/", f"{layout.DEPLOYMENT_IMAGES}/")
 
 
 def command(
@@ -67,12 +72,17 @@ def _all(repo: ReadRepo) -> list[_Line]:
     from cfs_tags.repo import reflog
 
     entries = reflog.all_entries(repo).entries
-    return [_Line(None, _name(entry.ref), entry, _value(entry.old), _value(entry.new)) for entry in reversed(entries)]
+    # of a deployment ref that was made at once the first part stands for all three
+    whole = {(entry.transaction, entry.ref.rpartition("/")[2]) for entry in entries if entry.ref.startswith(_FIRST)}
+    return [
+        _Line(None, _name(entry.ref), entry, _value(entry.old), _value(entry.new))
+        for entry in reversed(entries)
+        if not (entry.ref.startswith(_OTHERS) and (entry.transaction, entry.ref.rpartition("/")[2]) in whole)
+    ]
 
 
 def _name(ref: str) -> str:
     """The name of a ref's tag; its path, where it is no tag's."""
-    from cfs_tags.formats import layout
     from cfs_tags.tags import HOMES
 
     for home, top in HOMES.items():

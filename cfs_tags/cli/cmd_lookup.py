@@ -111,6 +111,9 @@ def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
 
 
 def _show(state: str, image: str | None, facts: dict[str, Any]) -> None:
+    layers = [("Layer", f"{one['diff_id'] or one['digest']}  {output.size(one['size'])}") for one in facts.get("layers", ())]
+    labels = [("Label", f"{name}={value}") for name, value in sorted(facts.get("labels", {}).items())]
+    candidates = [("Candidate", one) for one in facts["candidates"]] if facts["ambiguous"] else []
     output.fields(
         [
             ("Deployment", facts["id"]),
@@ -123,15 +126,11 @@ def _show(state: str, image: str | None, facts: dict[str, Any]) -> None:
             ("Created", facts.get("created")),
             ("Architecture", facts.get("architecture")),
             ("Problem", facts.get("problem")),
+            *layers,
+            *labels,
+            *candidates,
+            *(("Note", note) for note in facts["notes"]),
         ]
     )
-    for layer in facts.get("layers", ()):
-        output.fields([("Layer", f"{layer['diff_id'] or layer['digest']}  {output.size(layer['size'])}")])
-    for name, value in sorted(facts.get("labels", {}).items()):
-        output.fields([("Label", f"{name}={value}")])
-    for candidate in facts["candidates"] if facts["ambiguous"] else ():
-        output.fields([("Candidate", candidate)])
-    for note in facts["notes"]:
-        output.fields([("Note", note)])
     if "imginfo" in facts:
         output.lines(["Its .imginfo file has a copy of manifest and config: --json shows it"])

@@ -52,6 +52,7 @@ COMMANDS = {
     "lookup": CommandLine("Deployments", "Say which manifest a deployment was made from, and how that is known."),
     "migrate": CommandLine("Deployments", "Give every deployment of a host its ref, with a proof that nothing is lost."),
     "retire": CommandLine("Deployments", "Remove the refs of deployments that are gone, after adopting those that have none."),
+    "bind": CommandLine("Deployments", "Keep the app images that a deployment is bound to as long as the deployment."),
     "gc": CommandLine("Space", "Collect what no ref leads to."),
     "why": CommandLine("Space", "Say why something is kept: every chain from a ref to it."),
     "df": CommandLine("Space", "Show who takes how much: by tag, deployment and owner."),

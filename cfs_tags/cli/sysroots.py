@@ -85,6 +85,7 @@ def row_facts(row: Deployment) -> dict[str, Any]:
         "manifest": row.manifest,
         "ref": row.ref,
         "places": row.places,
+        "bound": row.bound,
         "entries": [
             {
                 "path": entry.path,

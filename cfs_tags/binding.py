@@ -1,0 +1,127 @@
+"""App images that are bound to a deployment: refs of their own, which live and go with it.
+
+The deployment's EROFS image says which (``formats/quadlet.py``); those that the repository holds under that name get a ref
+below ``streams/refs/cfs-tags/bound/<id>/``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags import tags
+from cfs_tags.errors import CfsTagsError, TargetNotFound
+from cfs_tags.formats import erofs, layout, quadlet
+from cfs_tags.reachability import mapped
+from cfs_tags.repo import contents, refs
+from cfs_tags.repo.lock import DEFAULT_TIMEOUT
+from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
+from cfs_tags.values import ContentId, DeploymentId, Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cfs_tags.repo.store import ReadRepo, WriteRepo
+
+__all__ = ["BindPlan", "BoundRow", "bind", "bound_names", "plan_bind", "removal"]
+
+_DIGEST = re.compile(r".*@(sha256:[0-9a-f]{64})", re.ASCII)
+
+
+class BoundRow(NamedTuple):
+    """A bound image: what names it, the manifest that the repository has for it (None: none), and what becomes of its
+    ref: ``bound``, ``moved``, ``unchanged``, ``missing`` or ``unreadable``, with the reason for the last two."""
+
+    name: str
+    digest: Digest | None
+    done: str
+    reason: str | None = None
+
+
+class BindPlan(NamedTuple):
+    """Changes to the bound refs of one deployment, and a row for each bound image."""
+
+    id: DeploymentId
+    changes: tuple[RefChange, ...]
+    rows: tuple[BoundRow, ...]
+
+
+def plan_bind(repo: ReadRepo, name: DeploymentId) -> BindPlan:
+    """What binding the app images of a deployment comes to.
+
+    Raises:
+        TargetNotFound: its EROFS image is not there.
+        FormatError: the image cannot be read.
+    """
+    changes = []
+    rows = []
+    for file, data in _quadlets(repo, name):
+        try:
+            image = quadlet.bound_image(file, data)
+        except CfsTagsError as error:
+            rows.append(BoundRow(file, None, "unreadable", error.message))
+            continue
+        digest = _held(repo, image)
+        missing = contents.missing_parts(repo, digest) if digest is not None else ("the repository does not hold it",)
+        if digest is None or missing:
+            rows.append(BoundRow(image, None, "missing", missing[0]))
+            continue
+        path = f"{layout.BOUND}/{name}/{layout.encode_name(image)}"
+        link = layout.ref_link(path, ContentId.manifest(digest))
+        found = repo.read_link(path)
+        if found != link:
+            changes.append(RefChange(path, found, link, "bind"))
+        done = "unchanged" if found == link else "bound" if found is None else "moved"
+        rows.append(BoundRow(image, digest, done))
+    unique = {change.path: change for change in changes}  # two files may name one image
+    return BindPlan(name, tuple(unique.values()), tuple(rows))
+
+
+def bind(repo: WriteRepo, name: DeploymentId, *, note: Note = NO_NOTE, timeout: float = DEFAULT_TIMEOUT) -> BindPlan:
+    """Make the bound refs of a deployment, all or none: :func:`plan_bind`, carried out."""
+    made, _ = refs.transact(repo, lambda: plan_bind(repo, name), note, timeout)
+    return made
+
+
+def bound_names(repo: ReadRepo, name: DeploymentId) -> tuple[str, ...]:
+    """The app images that have a bound ref with this deployment, by name."""
+    return tuple(sorted(layout.decode_name(one) for one in repo.names(f"{layout.BOUND}/{name}") or ()))
+
+
+def removal(repo: ReadRepo, name: DeploymentId) -> Iterator[RefChange]:
+    """The changes that take the bound refs of a deployment away with it."""
+    for path, link in refs.walk(repo, f"{layout.BOUND}/{name}"):
+        if link is not None:
+            yield RefChange(path, link, None, "retire")
+
+
+def _quadlets(repo: ReadRepo, name: DeploymentId) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each file in the directory of bound images; large ones are objects."""
+    object_id = repo.image_object(name)
+    if object_id is None:
+        raise TargetNotFound(kind="EROFS image", name=name)
+    with mapped(repo, object_id, f"images/{name}") as data:
+        for file in erofs.listdir(data, quadlet.BOUND_DIRECTORY) or ():
+            if not file.endswith((".image", ".container")):
+                continue
+            node = erofs.read_path(data, f"{quadlet.BOUND_DIRECTORY}/{file}")
+            if node is None:
+                yield file, b""  # the link leads nowhere: said to be unreadable
+            elif node.object is not None:
+                yield file, repo.read_object(node.object, quadlet.MAX_QUADLET, f"{file} of deployment {name[:12]}…")
+            else:
+                yield file, bytes(node.content or b"")
+
+
+def _held(repo: ReadRepo, image: str) -> Digest | None:
+    """The manifest that the repository holds for an image reference: by digest, else by the tag of that name."""
+    match = _DIGEST.fullmatch(image)
+    if match is not None:
+        digest = Digest.trusted(match[1])
+        return digest if repo.stream_object(ContentId.manifest(digest)) is not None else None
+    named = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
+    for name in dict.fromkeys((image, named, f"docker://{image}", f"docker://{named}")):
+        tag = tags.find(repo, name)
+        if tag is not None and tag.digest is not None and tag.problem is None:
+            return tag.digest
+    return None
