@@ -1,0 +1,163 @@
+"""App images that are bound to a deployment: read out of its EROFS image, kept by refs, retired with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
+
+from cfs_tags import Repository, binding, deploying, tags
+from cfs_tags.cli.main import main
+from cfs_tags.deployments import list_deployments
+from cfs_tags.errors import FormatError
+from cfs_tags.formats import quadlet
+from cfs_tags.sysroot import Sysroot, SysrootView
+from cfs_tags.values import DeploymentId
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from support.peers import Cfsctl
+
+WEB = "quay.io/apps/web:1"
+DATABASE = "quay.io/apps/db"
+ABSENT = "quay.io/apps/absent:1"
+
+
+def quadlets() -> Layer:
+    """What an operating system image with bound images has in addition."""
+    units = "usr/share/containers/systemd"
+    return Layer(
+        [
+            *(directory(name) for name in ("usr", "usr/lib", "usr/lib/bootc", quadlet.BOUND_DIRECTORY)),
+            *(directory(name) for name in ("usr/share", "usr/share/containers", units)),
+            file(f"{units}/web.image", f"# a comment\n[Image]\nImage={WEB}\n"),
+            file(f"{units}/db.container", f"[Unit]\nImage=wrong\n[Container]\nImage = {DATABASE}\nExec=run\n" + "#" * 200),
+            file(f"{units}/absent.image", f"[Image]\nImage={ABSENT}\n"),
+            file(f"{units}/broken.image", "[Image]\n"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/web.image", f"/{units}/web.image"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/db.container", "../../../share/containers/systemd/db.container"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/absent.image", f"/{units}/absent.image"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/broken.image", f"/{units}/broken.image"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/lost.image", "/nowhere"),
+            file(f"{quadlet.BOUND_DIRECTORY}/README", "not a quadlet\n"),
+        ]
+    )
+
+
+@pytest.fixture
+def host(cfsctl: Cfsctl, filled_repo, tmp_path: Path) -> tuple[Path, DeploymentId]:
+    """A sysroot with one deployment that binds app images, some of which the repository holds."""
+
+    def fill(cfsctl: Cfsctl, repo: Path) -> None:
+        layout = repo.parent / "layout"
+        shared = base_layer()
+        layers = [host_layer("1", boot_content=True), quadlets()]
+        image = build_image(layout, "host", layers, labels={"containers.bootc": "1"})
+        pull_image(cfsctl, repo, image, "localhost/host", bootable=True)
+        pull_image(cfsctl, repo, app_image(layout, "web", [shared]), WEB)
+        pull_image(cfsctl, repo, app_image(layout, "db", [shared]), f"docker://{DATABASE}:latest")
+
+    sysroot = tmp_path / "host"
+    sysroot.mkdir()
+    repo = filled_repo("bound", fill, sysroot / "composefs")
+    _, boot = cfsctl.images_of(repo, "localhost/host")
+    (sysroot / "state/deploy" / boot).mkdir(parents=True)
+    return sysroot, DeploymentId.parse(boot)
+
+
+def view(sysroot: Path) -> SysrootView:
+    parts = Sysroot.find(str(sysroot), without=("boot", "esp", "run", "kernel"))
+    with Repository.open(sysroot / "composefs") as repo:
+        return SysrootView.read(parts, repo.algorithm)
+
+
+def test_held_images_get_refs_and_the_others_are_named(host: tuple[Path, DeploymentId]) -> None:
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        made = binding.bind(repo, name)
+        assert {(row.name, row.done) for row in made.rows} == {
+            (WEB, "bound"),
+            (DATABASE, "bound"),
+            (ABSENT, "missing"),
+            ("broken.image", "unreadable"),
+            ("lost.image", "unreadable"),
+        }
+        held = {row.name: row.digest for row in made.rows if row.digest is not None}
+        assert held == {WEB: tags.resolve(repo, WEB), DATABASE: tags.resolve(repo, f"docker://{DATABASE}:latest")}
+        assert binding.bound_names(repo, name) == (DATABASE, WEB)
+        again = binding.bind(repo, name)
+        assert not again.changes
+        assert {row.done for row in again.rows if row.digest is not None} == {"unchanged"}
+
+
+def test_a_bound_image_outlives_its_tag_in_a_real_collection(host: tuple[Path, DeploymentId], cfsctl: Cfsctl) -> None:
+    sysroot, name = host
+    where = sysroot / "composefs"
+    with Repository.open(where, write=True) as repo:
+        digest = tags.resolve(repo, WEB)
+        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+    cfsctl(where, "oci", "untag", WEB)
+    cfsctl(where, "gc")
+    cfsctl.assert_healthy(where)
+    with Repository.open(where) as repo:
+        assert tags.resolve(repo, f"@{digest}") == digest
+        assert WEB not in {tag.name for tag in tags.list_tags(repo)}
+        assert list_deployments(repo, view(sysroot))[0].bound == (DATABASE, WEB)
+
+
+def test_binding_again_follows_a_tag_that_moved(host: tuple[Path, DeploymentId], cfsctl: Cfsctl) -> None:
+    sysroot, name = host
+    where = sysroot / "composefs"
+    with Repository.open(where, write=True) as repo:
+        binding.bind(repo, name)
+        other = tags.resolve(repo, f"docker://{DATABASE}:latest")
+        cfsctl(where, "oci", "tag", other, WEB)
+        rows = {row.name: row for row in binding.bind(repo, name).rows}
+        assert rows[WEB].done == "moved"
+        assert rows[WEB].digest == other
+
+
+def test_bound_refs_are_retired_with_their_deployment(host: tuple[Path, DeploymentId]) -> None:
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
+        (sysroot / "state/deploy" / name).rmdir()
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
+        assert binding.bound_names(repo, name) == ()
+
+
+def test_command_line_says_what_is_missing(host: tuple[Path, DeploymentId], capsys: pytest.CaptureFixture[str]) -> None:
+    sysroot, name = host
+    assert main(["--sysroot", str(sysroot), "bind", name[:12], "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{ABSENT}" in shown
+    assert "missing" in shown
+    assert main(["--sysroot", str(sysroot), "create", "--deployment", name, "localhost/host", "--bind"]) == 0
+    assert f"missing: {ABSENT} (the repository does not hold it)" in capsys.readouterr().out
+    assert main(["--sysroot", str(sysroot), "deployments"]) == 0
+    assert f"{name[:12]}: keeps {WEB}" in capsys.readouterr().out
+    assert main(["--sysroot", str(sysroot), "create", "x", "y", "--bind"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "wanted"),
+    [
+        ("x.conf", b"[Image]\nImage=a\n", "ends in"),
+        ("x.image", b"[Container]\nImage=a\n", "Image="),
+        ("x.image", b"[Image]\nImage=a\nAuthFile=/etc/x\n", "AuthFile"),
+        ("x.container", b"[Container]\nImage=%h/a\n", "specifier"),
+        ("x.image", b"[Image]\n#Image=a\n", "Image="),
+        ("x.image", b"\xff" * 10, "Image="),
+        ("x.image", b"#" * (quadlet.MAX_QUADLET + 1), "at most"),
+    ],
+)
+def test_quadlets_that_bootc_refuses_are_refused(name: str, data: bytes, wanted: str) -> None:
+    with pytest.raises(FormatError, match=wanted):
+        quadlet.bound_image(name, data)
+
+
+def test_a_doubled_percent_sign_stands_for_one() -> None:
+    assert quadlet.bound_image("x.image", b"[Image]\nImage=a%%b\n") == "a%b"
