@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from measure import Run
     from rows import Row
 
-__all__ = ["machine", "row_facts", "table", "versions"]
+__all__ = ["machine", "markdown", "row_facts", "table", "versions"]
 
 _PACKAGES = ("cfs-tags", "typer", "click", "rich", "backports.zstd")
 
@@ -131,6 +131,25 @@ def _runs(runs: Sequence[Run]) -> str:
         f"{times[0]:9.1f} {median(times):9.1f} {times[-1]:9.1f} ms (min, median, max);"
         f"  processor {busy:.1f} ms;  peak {peak:.1f} MiB"
     )
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """All rows as the table of ``docs/performance.md``."""
+    lines = ["| row | ours | peer | figure (min to max) | goal | |", "| --- | ---: | ---: | ---: | --- | --- |"]
+    for row in rows:
+        ours, peer, figure = "", "", ""
+        if row.comparison is not None and row.unit == "x":
+            ours, peer = _short(row.comparison.ours), _short(row.comparison.peer)
+        if row.figure is not None:
+            middle, least, most = row.figure
+            figure = f"{middle:.2f}{_unit(row)} ({least:.2f} to {most:.2f})"
+        goal = "" if row.limit is None else f"at {'least' if row.at_least else 'most'} {row.limit:g}{_unit(row)}"
+        lines.append(f"| `{row.name}` | {ours} | {peer} | {figure} | {goal} | {row.verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(runs: Sequence[Run]) -> str:
+    return f"{median(run.seconds for run in runs) * 1000:,.0f} ms, {max(run.peak for run in runs) / MIB:.0f} MiB"
 
 
 def row_facts(row: Row) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def main() -> int:
     for row in rows:
         if row.limit is not None:
             _say(f"{row.name:20} {row.verdict}")
+    if options.markdown is not None:
+        options.markdown.write_text(report.markdown(rows))
     if options.json is not None:
         document = {
             "schema": SCHEMA,
@@ -97,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="smaller data, fewer pairs")
     parser.add_argument("--cold", action="store_true", help="empty the kernel's caches before each reading run (root)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of docs/performance.md there, too")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where the data sets are kept (default: beside cfsctl's)")
     options = parser.parse_args()
     unknown = set(options.group) - set(GROUPS)

@@ -14,6 +14,7 @@ A plan that loses anything is refused.  Undoing runs the comparison backwards.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,10 +23,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.deploying import plan_parts
 from cfs_tags.errors import (
     CfsTagsError,
-    DamagedError,
+    DeploymentMismatch,
     ExpectationFailed,
     FormatError,
-    IncompleteTarget,
     NothingToUndo,
     SystemFailure,
     TargetNotFound,
@@ -62,7 +62,6 @@ __all__ = [
 _RECORD = f"{layout.STATE}/undo/migration.json"
 _UNDO = f"{layout.STATE}/undo"
 _MAX_RECORD = 64 << 20
-_NOTHING = Closure(frozenset(), frozenset(), frozenset(), ())
 
 
 class Proof(NamedTuple):
@@ -77,8 +76,8 @@ class Row(NamedTuple):
     """What migrating means for one deployment.
 
     ``done``: ``complete`` (nothing to do), ``migrate`` (the whole ref), ``image-only`` (its manifest is not known: still
-    bootable after any collection), ``nothing`` (no EROFS image: there is nothing to keep), ``not-here`` (a boot entry of
-    another system).  ``source`` is where the manifest came from.
+    bootable after any collection), ``nothing`` (no EROFS image: there is nothing to keep), ``damaged`` (its ref is complete,
+    what it leads to is not), ``not-here`` (a boot entry of another system).  ``source`` is where the manifest came from.
     """
 
     id: DeploymentId
@@ -108,8 +107,8 @@ class MigratePlan(NamedTuple):
 
     @property
     def unresolved(self) -> bool:
-        """Whether a deployment is left without any ref."""
-        return any(row.done == "nothing" for row in self.rows)
+        """Whether a deployment is left without any ref, or with one that does not keep it whole."""
+        return any(row.done in ("nothing", "damaged") for row in self.rows)
 
 
 class UndoRow(NamedTuple):
@@ -158,7 +157,8 @@ def plan(
 
     Raises:
         WouldLoseContent: something that is kept today would not be kept by the refs.
-        TargetNotFound: ``manifests`` names a manifest that is not there.
+        TargetNotFound: ``manifests`` names a deployment or a manifest that is not there.
+        DeploymentMismatch: ``manifests`` names a manifest that was made into other EROFS images only.
     """
     index = Index(repo)
     graph = Graph(repo)
@@ -167,20 +167,32 @@ def plan(
     rows: list[Row] = []
     origins: list[OriginChange] = []
     lost: list[str] = []
+    _check_given(repo, view, named, index)
     for name in sorted(view.seen):
-        row, parts = _row(repo, view, name, index, graph, named.get(name))
+        try:
+            row, parts = _row(repo, view, name, index, graph, named.get(name))
+        except CfsTagsError as error:
+            row, parts = _without_image(name, error), ()
+        graph.forget()
         rows.append(row)
         changes.extend(parts)
         if row.proof.lost:
-            lost.append(f"deployment {name[:12]}…: {row.proof.lost} of {row.proof.before}")
+            why = f" ({row.reason})" if row.reason else ""
+            lost.append(f"deployment {name[:12]}…: {row.proof.lost} of {row.proof.before}{why}")
         if write_origin and row.manifest is not None and row.done in ("complete", "migrate"):
             origins.extend(_origin_change(view, name, row.manifest))
-    absent = named.keys() - view.seen.keys()
-    if absent:
-        raise TargetNotFound(kind="deployment", name=sorted(absent)[0])
     if lost:
         raise WouldLoseContent(what="migrating", lost=tuple(lost))
     return MigratePlan(tuple(changes), tuple(rows), tuple(origins))
+
+
+def _check_given(repo: ReadRepo, view: SysrootView, named: Mapping[DeploymentId, Digest], index: Index) -> None:
+    for name, digest in named.items():
+        if name not in view.seen:
+            raise TargetNotFound(kind="deployment", name=name)
+        made = contents.load(repo, digest).erofs.values()
+        if made and name not in made and digest not in index.of_image(name):
+            raise DeploymentMismatch(deployment=name, manifest=digest, images=tuple(sorted(set(made))))
 
 
 def _row(
@@ -194,49 +206,72 @@ def _row(
     if image is None and "state" not in view.seen[name] and state.status == "none":
         return Row(name, "not-here", None, "none", "another system's boot entry: nothing of it is here", Proof(0, 0, 0)), ()
     if state.status == "complete" and given is None and lookup.source == "ref":
+        missing = _missing(repo, name, digest)
+        if missing:
+            return Row(name, "damaged", digest, "ref", "; ".join(missing), Proof(0, 0, 0)), ()
         kept = _of_ref(graph, repo, name, digest)
         return Row(
             name, "complete", digest, "ref", "its ref is complete", _prove(_today(graph, view, repo, name, index), kept)
         ), ()
     if lookup.ambiguous and given is None:
-        reason = "several manifests with different configs fit: --manifest ID=DIGEST says which"
+        fitting = ", ".join(lookup.candidates)
+        reason = f"several manifests with different configs fit, --manifest ID=DIGEST says which: {fitting}"
     else:
         reason = "; ".join(lookup.notes) if digest is None else ""
+    whole = True
     try:
         parts = plan_parts(repo, name, digest, "migrate")
         done = "migrate" if digest is not None else "image-only"
-    except (IncompleteTarget, DamagedError, TargetNotFound) as error:
+    except CfsTagsError as error:
         if digest is None or given is not None:
             return _without_image(name, error), ()
         reason = error.message
+        whole = not _missing(repo, name, digest)
         digest = None
         try:
             parts = plan_parts(repo, name, None, "migrate")
             done = "image-only"
-        except (IncompleteTarget, DamagedError) as second:
+        except CfsTagsError as second:
             return _without_image(name, second), ()
     if not parts:
         done = "complete" if digest is not None else "image-only"
-    before = _today(graph, view, repo, name, index)
+    before = _today(graph, view, repo, name, index, whole=whole)
     after = _of_ref(graph, repo, name, digest)
     return Row(name, done, digest, source, reason, _prove(before, after), lookup.candidates), parts
+
+
+def _missing(repo: ReadRepo, name: DeploymentId, digest: Digest | None) -> tuple[str, ...]:
+    """What is not there behind a complete ref."""
+    assert digest is not None
+    try:
+        image = repo.image_object(name)
+        if image is None or not repo.has_object(image):
+            return (f"EROFS image images/{name} is gone",)
+        return contents.missing_parts(repo, digest)
+    except CfsTagsError as error:
+        return (error.message,)
 
 
 def _without_image(name: DeploymentId, error: CfsTagsError) -> Row:
     return Row(name, "nothing", None, "none", error.message, Proof(0, 0, 0))
 
 
-def _today(graph: Graph, view: SysrootView, repo: ReadRepo, name: DeploymentId, index: Index) -> Closure:
-    """What bootc's computed roots keep of a deployment.
+def _today(
+    graph: Graph, view: SysrootView, repo: ReadRepo, name: DeploymentId, index: Index, *, whole: bool = True
+) -> list[Closure]:
+    """What bootc's computed roots keep of a deployment, in parts.
 
     bootc sees a deployment that has a boot entry, a state directory and a readable origin.  It keeps the EROFS image, and
-    the manifest that the origin names, else the first tagged one whose *plain* image is the deployment's.
+    the manifest that the origin names, else the first tagged one whose *plain* image is the deployment's.  Of a manifest
+    that is not ``whole`` nothing counts: there is no image any more that a ref could keep.
     """
     origin = view.origins.get(name)
     places = view.seen.get(name, frozenset())
     if not isinstance(origin, bootc.Origin) or not places & {"boot-entry", "staged-entry"} or "state" not in places:
-        return _NOTHING
-    kept = graph.of_image(name) if repo.image_object(name) is not None else _NOTHING
+        return []
+    kept = [graph.of_image(name)] if repo.image_object(name) is not None else []
+    if not whole:
+        return kept
     digest = origin.manifest_digest
     if digest is None:
         version = repo.meta.erofs_version if repo.meta is not None else 2
@@ -246,23 +281,24 @@ def _today(graph: Graph, view: SysrootView, repo: ReadRepo, name: DeploymentId, 
                 digest = candidate
                 break
     if digest is not None and repo.stream_object(ContentId.manifest(digest)) is not None:
-        kept |= graph.of_stream(ContentId.manifest(digest), Rule.LINKED)
+        kept.append(graph.of_stream(ContentId.manifest(digest), Rule.LINKED))
     return kept
 
 
-def _of_ref(graph: Graph, repo: ReadRepo, name: DeploymentId, digest: Digest | None) -> Closure:
-    """What stock ``cfsctl gc`` keeps from a deployment ref alone."""
-    kept = graph.of_image(name)
+def _of_ref(graph: Graph, repo: ReadRepo, name: DeploymentId, digest: Digest | None) -> list[Closure]:
+    """What stock ``cfsctl gc`` keeps from a deployment ref alone, in parts."""
+    kept = [graph.of_image(name)]
     if digest is not None:
-        kept |= graph.of_stream(ContentId.manifest(digest), Rule.LINKED)
+        kept.append(graph.of_stream(ContentId.manifest(digest), Rule.LINKED))
         config = ContentId.config(contents.load(repo, digest).manifest.config.digest)
         if repo.stream_object(config) is not None:
-            kept |= graph.of_stream(config, Rule.LINKED)
+            kept.append(graph.of_stream(config, Rule.LINKED))
     return kept
 
 
-def _prove(before: Closure, after: Closure) -> Proof:
-    return Proof(_count(before), _count(after), _count(before.missing_from(after)))
+def _prove(before: list[Closure], after: list[Closure]) -> Proof:
+    had, kept = Closure.union(before), Closure.union(after)
+    return Proof(_count(had), _count(kept), _count(had.missing_from(kept)))
 
 
 def _count(closure: Closure) -> int:
@@ -356,7 +392,10 @@ def _save(repo: WriteRepo, record: _Record) -> None:
 def _save_origin(repo: WriteRepo, origin: OriginChange) -> str:
     path = f"{_UNDO}/{origin.id}.origin"
     if repo.read_file(path, bootc.MAX_ORIGIN) != origin.old:
-        fsops.replace_file(repo.fd, path, origin.old, f"{path}.new", repo.owner)
+        try:
+            fsops.replace_file(repo.fd, path, origin.old, f"{path}.new", repo.owner)
+        except OSError as error:
+            raise SystemFailure.of(error, "write", os.path.join(repo.path, path)) from error
     return path
 
 
@@ -405,7 +444,8 @@ def plan_undo(repo: ReadRepo, view: SysrootView, *, force: bool = False) -> Undo
         raise WouldLoseContent(what="undoing", lost=tuple(garbage.values()))
     for name in garbage:
         changes = _keep_by_tag(repo, name, changes, rows)
-    return UndoPlan(tuple(changes), tuple(rows), tuple(_origins_back(repo, view, record, rows)), record.directories)
+    origins = tuple(_origins_back(repo, view, record, rows))
+    return UndoPlan(tuple(changes), tuple(rows), origins, record.directories)
 
 
 def _garbage(repo: ReadRepo, view: SysrootView, changes: Sequence[RefChange]) -> dict[DeploymentId, str]:
@@ -414,23 +454,25 @@ def _garbage(repo: ReadRepo, view: SysrootView, changes: Sequence[RefChange]) ->
     index = Index(repo)
     going = {change.path for change in changes}
     names = sorted({DeploymentId.trusted(path.rpartition("/")[2]) for path in going})
-    kept = _NOTHING
+    parts: list[Closure] = []
     for tree in (layout.STREAM_REFS, layout.IMAGE_REFS):
         for target in sorted({link.rpartition("/")[2] for path, link in refs.walk(repo, tree) if link and path not in going}):
             one = ContentId.trusted(target)
-            kept |= graph.of_stream(one, Rule.LINKED) if tree == layout.STREAM_REFS else graph.of_image(one)
+            parts.append(graph.of_stream(one, Rule.LINKED) if tree == layout.STREAM_REFS else graph.of_image(one))
     for name in view.seen:
-        kept |= _today(graph, view, repo, name, index)
+        parts.extend(_today(graph, view, repo, name, index))
+    kept = Closure.union(parts)
     garbage = {}
     for name in names:
-        going_here = _NOTHING
+        going_here: list[Closure] = []
         for path in ref_paths(name).values():
             link = repo.read_link(path) if path in going else None
             if link is None:
                 continue
             target = ContentId.trusted(link.rpartition("/")[2])
-            going_here |= graph.of_image(target) if path.startswith(layout.IMAGES) else graph.of_stream(target, Rule.LINKED)
-        lost = _count(going_here.missing_from(kept)._replace(images=frozenset()))
+            image = path.startswith(layout.IMAGES)
+            going_here.append(graph.of_image(target) if image else graph.of_stream(target, Rule.LINKED))
+        lost = _count(Closure.union(going_here).missing_from(kept)._replace(images=frozenset()))
         if lost:
             garbage[name] = f"deployment {name[:12]}…: {lost} objects and streams that nothing else keeps"
     return garbage
@@ -496,8 +538,10 @@ def undo(
     for path in sorted(made.directories, key=len, reverse=True):
         try:
             fsops.remove_directory(repo.fd, path)
-        except OSError:
-            continue  # somebody uses it
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise SystemFailure.of(error, "remove", os.path.join(repo.path, path)) from error
+            # somebody uses it
     try:
         fsops.remove(repo.fd, _RECORD)
     except OSError as error:

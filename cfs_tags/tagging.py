@@ -25,6 +25,7 @@ from cfs_tags.repo.refs import ABSENT, NO_NOTE, Note, RefChange
 from cfs_tags.tags import (
     HOMES,
     Tag,
+    Taken,
     digest_of,
     find,
     logged_digest,
@@ -182,6 +183,10 @@ def plan_restore(repo: ReadRepo, text: str, *, owners: Sequence[str] = ()) -> Ta
     return TagPlan(tuple(changes), tuple(results))
 
 
+_MANY = 50
+"""Instructions from which on the names that are taken are read at once."""
+
+
 class _Planner:
     def __init__(self, repo: ReadRepo, owners: Sequence[str]) -> None:
         self._repo = repo
@@ -191,6 +196,7 @@ class _Planner:
         self._seen: set[str] = set()
         self._targets: dict[str, Digest] = {}
         self._checked: dict[Digest, bool] = {}
+        self._taken: Taken | None = None
         self._bootc = repo.is_bootc
 
     def plan(self) -> TagPlan:
@@ -240,6 +246,11 @@ class _Planner:
     def _find(self, instruction: Instruction) -> Tag | None:
         name = instruction.name
         if not name.startswith("@") or instruction.verb != "delete":
+            # one look at all names is cheaper than several at each
+            if len(self._seen) == _MANY:
+                self._taken = Taken(self._repo)
+            if self._taken is not None and not self._taken.maybe(name):
+                return None
             return find(self._repo, name)
         if name.startswith("@trash/"):
             return next((kept for kept in reversed(trash(self._repo)) if kept.name == name), None)

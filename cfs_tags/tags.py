@@ -46,6 +46,7 @@ __all__ = [
     "Facts",
     "LogLine",
     "Tag",
+    "Taken",
     "digest_of",
     "facts",
     "find",
@@ -162,11 +163,26 @@ def list_tags(repo: ReadRepo, *, owners: Sequence[str] = ("app", "bootc", "deplo
 
 
 def trash(repo: ReadRepo) -> list[Tag]:
-    """Deleted tags that are kept for a while, by name, then expiry."""
+    """Deleted tags that are kept for a while, by name, then expiry, then as they were deleted."""
     health = _Health(repo)
     start = len(layout.TRASH) + 1
     found = [health.tag("trash", path, path[start:], link) for path, link in refs.walk(repo, layout.TRASH)]
-    return sorted(found, key=lambda tag: (tag.name, tag.expires or ""))
+    return sorted(found, key=lambda tag: (tag.name, _by_expiry(tag.path[start:].partition("/")[0])))
+
+
+class Taken:
+    """The names that are taken now, read at once: for who asks for thousands.  Later changes are not seen."""
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self._shared = frozenset(repo.names(layout.SHARED_TAGS) or ())
+        leases = (repo.names(f"{layout.LEASES}/{directory}") or () for directory in repo.names(layout.LEASES) or ())
+        self._others = frozenset(repo.names(layout.PRIVATE_TAGS) or ()).union(*leases)
+
+    def maybe(self, name: str) -> bool:
+        """False where no tag has that name; True where :func:`find` has to look."""
+        component = _component(name)
+        # a directory in the place of the first part may hold a tag that stands below it
+        return component in self._shared or component in self._others or name.partition("/")[0] in self._shared
 
 
 def find(repo: ReadRepo, name: str) -> Tag | None:
@@ -372,12 +388,18 @@ def _find_lease(repo: ReadRepo, name: str, health: _Health) -> Tag | None:
     component = _component(name)
     if component is None:
         return None
-    for directory in sorted(repo.names(layout.LEASES) or (), reverse=True):
+    for directory in sorted(repo.names(layout.LEASES) or (), key=_by_expiry, reverse=True):
         relative = f"{directory}/{component}"
         target = _link(repo, f"{layout.LEASES}/{relative}")
         if target is not None:
             return health.tag("lease", f"{layout.LEASES}/{relative}", relative, target or None)
     return None
+
+
+def _by_expiry(directory: str) -> tuple[str, int]:
+    """For sorting the directories ``<expiry>.<n>``: 10 comes after 9."""
+    expiry, _, number = directory.partition(".")
+    return expiry, int(number) if number.isdecimal() and len(number) < 10 else 0
 
 
 def _link(repo: ReadRepo, path: str) -> str | None:

@@ -258,10 +258,12 @@ def scan_object_refs(data: Buffer, algorithm: Algorithm) -> set[bytes]:
     is not checked: see :func:`check_image`.
     """
     metacopy, redirect, odd_redirect = _patterns(algorithm)
-    found = set(metacopy.findall(data))
+    digests = metacopy.findall(data)
+    found = set(digests)
     # all paths at once: one conversion of a long text is much faster than 100,000 short ones
     redirected = bytes.fromhex(b"".join(redirect.findall(data)).translate(None, b"/").decode())
-    found.update(redirected[at : at + algorithm.size] for at in range(0, len(redirected), algorithm.size))
+    if redirected != b"".join(digests):  # composefs writes both xattrs of a file, in one order: nothing new then
+        found.update(redirected[at : at + algorithm.size] for at in range(0, len(redirected), algorithm.size))
     for match in odd_redirect.finditer(data):
         start = match.start()
         if start < _XATTR.size:
