@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
 
 from cfs_tags import Repository, binding, deploying, tags
 from cfs_tags.cli.main import main
@@ -14,6 +13,7 @@ from cfs_tags.errors import FormatError
 from cfs_tags.formats import quadlet
 from cfs_tags.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId
+from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from cfs_tags import tagging
 from cfs_tags.repo.store import Repository, WriteRepo
-from support.stock import digest_of, hard_copy, tags
+from support.stock import digest_of, hard_copy, reset, tags
 
 __all__ = ["KINDS", "Kind", "Subject", "run", "write_next"]
 
@@ -63,9 +64,7 @@ KINDS: dict[str, Kind] = {
     "create private": Kind(
         lambda repo, d: None, lambda repo, d: tagging.create(repo, "app", f"@{d['one']}", home="private"), True
     ),
-    "lease": Kind(
-        lambda repo, d: None, lambda repo, d: tagging.create(repo, "app", f"@{d['one']}", expires=EXPIRES), True
-    ),
+    "lease": Kind(lambda repo, d: None, lambda repo, d: tagging.create(repo, "app", f"@{d['one']}", expires=EXPIRES), True),
     "move": Kind(_make("app"), lambda repo, d: tagging.create(repo, "app", f"@{d['two']}", force=True)),
     "delete": Kind(_make("app"), lambda repo, d: tagging.delete(repo, ["app"])),
     "delete two": Kind(_make("app", "b"), lambda repo, d: tagging.delete(repo, ["app", "b"])),
@@ -87,11 +86,17 @@ KINDS: dict[str, Kind] = {
 
 
 class Subject:
-    """One kind, prepared in a repository of its own that is copied for every attempt."""
+    """One kind, prepared in a repository of its own that is copied for every attempt.
 
-    def __init__(self, kind: Kind, stock: Path, home: Path) -> None:
+    ``collects``: content may go in an attempt, so that every one of them needs a whole copy.
+    """
+
+    def __init__(self, kind: Kind, stock: Path, home: Path, *, collects: bool = False) -> None:
         self.kind = kind
-        self.home = home
+        self.collects = collects
+        self.attempt = home / "attempt"
+        if self.attempt.exists():
+            shutil.rmtree(self.attempt)
         self.template = hard_copy(stock, home / "template")
         self.digests = {name: digest_of(stock, name) for name in ("one", "two", "three", "four")}
         with Repository.open(self.template, write=True) as repo:
@@ -104,7 +109,9 @@ class Subject:
 
     def fresh(self, number: int = 0) -> Path:
         """A copy to act on; the one before is gone."""
-        return hard_copy(self.template, self.home / "attempt")
+        if self.collects or not self.attempt.exists():
+            return hard_copy(self.template, self.attempt)
+        return reset(self.template, self.attempt)
 
     def act(self, path: Path) -> None:
         """Do it."""

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-__all__ = ["CFSCTL_VERSION", "MISSING", "PEERS", "Cfsctl", "clean_environment", "find_peer", "peer_or_skip"]
+__all__ = ["CFSCTL_VERSION", "MISSING", "PEERS", "Cfsctl", "clean_environment", "find_peer", "no_peer", "peer_or_skip"]
 
 PEERS = ("cfsctl", "skopeo", "umoci", "podman", "crane")
 """Names of fixtures and of programs."""
@@ -116,16 +116,17 @@ def peer_or_skip(name: str) -> Path:
     """The program, or a skip (a failure where peers are required) that names it."""
     program = find_peer(name)
     if program is None:
-        _no_peer(name, "not found")
+        no_peer(name, "not found")
     if name == "cfsctl":
         said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
         if _version(said) < CFSCTL_VERSION:
             wanted = ".".join(map(str, CFSCTL_VERSION))
-            _no_peer(name, f"{program} is {said.strip() or 'of no known version'}, {wanted} or newer is needed")
+            no_peer(name, f"{program} is {said.strip() or 'of no known version'}, {wanted} or newer is needed")
     return program
 
 
-def _no_peer(name: str, why: str) -> NoReturn:
+def no_peer(name: str, why: str) -> NoReturn:
+    """Skip the test because the peer ``name`` is missing; fail it where peers are required."""
     message = f"{MISSING}: {name}: {why}"
     if os.environ.get("CFS_TAGS_REQUIRE_PEERS") == "1":
         pytest.fail(message, pytrace=False)

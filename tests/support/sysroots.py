@@ -32,6 +32,7 @@ __all__ = [
     "Pool",
     "entry_text",
     "fill_hosts",
+    "fill_rivals",
     "fill_twins",
     "grub_config",
     "imginfo_text",
@@ -151,6 +152,27 @@ def fill_twins(cfsctl: Cfsctl, where: Path, kind: str, last: str, *, rewound: bo
     images = {
         name: Deployed(image, booting.id, booting.plain, f"quay.io/example/{image.ref}:latest") for name, image in twins.items()
     }
+    return Pool(repo, images, {})
+
+
+def fill_rivals(cfsctl: Cfsctl, where: Path) -> Pool:
+    """Three manifests ``one``, ``two``, ``three`` with configs of their own and the same files: one EROFS image for all.
+
+    None has a tag: the tests make those that they need, after which an image is found.
+    """
+    repo = _init(cfsctl, where, "sha512")
+    images = {}
+    for name in ("one", "two", "three"):
+        image = build_image(
+            where / "layout",
+            name,
+            host_image(where / "layout", "rival", shared=[base_layer("os", 3000)]).layers,
+            labels={"containers.bootc": "1", "org.opencontainers.image.version": name},
+        )
+        images[name] = _pull_host(cfsctl, repo, image)
+    for path in (repo / "streams/refs/oci").iterdir():
+        path.unlink()
+    assert len({deployed.id for deployed in images.values()}) == 1
     return Pool(repo, images, {})
 
 
@@ -372,9 +394,12 @@ class Host:
         ]
 
 
-def new_host(path: Path, pool: Pool) -> Host:
-    """A sysroot around a copy of a pool, without deployments: state, boot and run directories are there and empty."""
-    link_tree(pool.repo, path / "composefs")
+def new_host(path: Path, pool: Pool, copy: Callable[[Path, Path], object] = link_tree) -> Host:
+    """A sysroot around a copy of a pool, without deployments: state, boot and run directories are there and empty.
+
+    ``copy`` is :func:`link_tree`, or ``copy_tree`` where ``path`` is on another file system.
+    """
+    copy(pool.repo, path / "composefs")
     for name in ("state/deploy", "state/os/default/var", "boot/loader/entries", "boot/grub2", "run/composefs"):
         (path / name).mkdir(parents=True, exist_ok=True)
     return Host(path, pool)

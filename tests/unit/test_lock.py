@@ -64,18 +64,18 @@ def repo_of_two(new_repo, tmp_path: Path) -> tuple[Path, Path]:  # type: ignore[
 
 
 def test_two_repositories_have_two_locks(repo_of_two: tuple[Path, Path]) -> None:
-    with Repository.open(repo_of_two[0]) as first, Repository.open(repo_of_two[1]) as second:
-        with first.locked("exclusive"), second.locked("exclusive"):
-            assert not can_lock(repo_of_two[0], "shared")
-            assert not can_lock(repo_of_two[1], "shared")
+    with (
+        Repository.open(repo_of_two[0]) as first,
+        Repository.open(repo_of_two[1]) as second,
+        first.locked("exclusive"),
+        second.locked("exclusive"),
+    ):
+        assert not can_lock(repo_of_two[0], "shared")
+        assert not can_lock(repo_of_two[1], "shared")
 
 
-@pytest.mark.parametrize(
-    ("held", "wanted"), [("shared", "exclusive"), ("exclusive", "shared"), ("exclusive", "exclusive")]
-)
-def test_what_this_process_could_never_be_granted_raises_at_once(
-    repo: Path, held: str, wanted: str
-) -> None:
+@pytest.mark.parametrize(("held", "wanted"), [("shared", "exclusive"), ("exclusive", "shared"), ("exclusive", "exclusive")])
+def test_what_this_process_could_never_be_granted_raises_at_once(repo: Path, held: str, wanted: str) -> None:
     with Repository.open(repo) as first, Repository.open(repo) as second, first.locked(held):  # type: ignore[arg-type]
         began = time.monotonic()
         with pytest.raises(LockConflict) as caught, second.locked(wanted, timeout=30):  # type: ignore[arg-type]
@@ -160,16 +160,25 @@ def test_a_time_out_names_a_cfsctl_that_holds_it_shared(repo: Path, cfsctl: Cfsc
 
 @pytest.mark.parametrize("wanted", ["shared", "exclusive"])
 def test_a_time_out_names_a_collector_that_holds_it_exclusive(repo: Path, wanted: str) -> None:
-    with hold_exclusive(repo) as pid, Repository.open(repo) as mine:
-        with pytest.raises(LockTimeout) as caught, mine.locked(wanted, timeout=0.05):  # type: ignore[arg-type]
-            pass
+    with (
+        hold_exclusive(repo) as pid,
+        Repository.open(repo) as mine,
+        pytest.raises(LockTimeout) as caught,
+        mine.locked(wanted, timeout=0.05),
+    ):  # type: ignore[arg-type]
+        pass
     assert [(holder["pid"], holder["mode"]) for holder in caught.value.holders] == [(pid, "exclusive")]
 
 
 def test_all_holders_are_named(repo: Path, cfsctl: Cfsctl) -> None:
-    with hold_shared(cfsctl, repo) as one, hold_shared(cfsctl, repo) as two, Repository.open(repo) as mine:
-        with pytest.raises(LockTimeout) as caught, mine.locked("exclusive", timeout=0):
-            pass
+    with (
+        hold_shared(cfsctl, repo) as one,
+        hold_shared(cfsctl, repo) as two,
+        Repository.open(repo) as mine,
+        pytest.raises(LockTimeout) as caught,
+        mine.locked("exclusive", timeout=0),
+    ):
+        pass
     assert {holder["pid"] for holder in caught.value.holders} == {one, two}
 
 
@@ -196,9 +205,8 @@ def test_the_path_in_an_error_is_the_one_that_was_opened_last(new_repo, tmp_path
     with Repository.open(old) as mine, mine.locked():
         pass
     new = old.rename(tmp_path / "new")
-    with hold_exclusive(new), Repository.open(new) as mine:
-        with pytest.raises(LockTimeout) as caught, mine.locked(timeout=0):
-            pass
+    with hold_exclusive(new), Repository.open(new) as mine, pytest.raises(LockTimeout) as caught, mine.locked(timeout=0):
+        pass
     assert caught.value.path == str(new)
 
 

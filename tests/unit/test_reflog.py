@@ -20,9 +20,9 @@ from cfs_tags.errors import ReflogEntryNotFound, TagNotFound
 from cfs_tags.repo import reflog
 from cfs_tags.repo.refs import Note
 from cfs_tags.repo.store import Repository
-from support.interrupt import fail_after, stop_after, Stopped
+from support.interrupt import Stopped, fail_after, stop_after
 from support.peers import Cfsctl
-from support.stock import SHARED, digest_of, fill, make_tag
+from support.stock import SHARED, digest_of, fill
 from support.trees import tree
 
 REF = f"{SHARED}/app"
@@ -217,7 +217,7 @@ def test_a_line_is_a_checksum_and_a_json_object(stocked: Path, digests: dict[str
     document = json.loads(body)
 
     assert int(checksum, 16) == crc32(body)
-    assert list(document)[0] == "ref"
+    assert next(iter(document)) == "ref"
     assert document["ref"] == REF
     assert document["old"] is None
     assert document["reason"] == "a\nb\u2028\x1b[31m"

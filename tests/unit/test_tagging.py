@@ -77,9 +77,7 @@ def test_a_tag_is_created_once(repo: WriteRepo, one: str) -> None:
     assert tagging.create(repo, "app", f"@{one}") == ("app", "unchanged", one, one, "shared")
 
 
-def test_a_tag_that_names_something_else_is_moved_by_force_alone(
-    stocked: Path, repo: WriteRepo, one: str, two: str
-) -> None:
+def test_a_tag_that_names_something_else_is_moved_by_force_alone(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
     tagging.create(repo, "app", f"@{one}")
 
     with refused(stocked, "tag-exists", 4) as error:
@@ -160,6 +158,15 @@ def test_a_lease_keeps_its_content_until_it_expires_and_becomes_a_tag_on_request
 
     assert tagging.create(repo, "app", f"@{one}") == ("app", "moved", one, one, "shared")
     assert stock.tags(stocked) == {f"{SHARED}/app": one}
+
+
+def test_a_lasting_tag_becomes_a_lease_by_force_alone(stocked: Path, repo: WriteRepo, one: str) -> None:
+    tagging.create(repo, "app", f"@{one}")
+    expires = tagging.expiry(3600)
+
+    with refused(stocked, "tag-exists", 4):
+        tagging.create(repo, "app", f"@{one}", expires=expires)
+    assert tagging.create(repo, "app", f"@{one}", expires=expires, force=True).home == "lease"
 
 
 def test_two_leases_until_the_same_second_stand_side_by_side(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
@@ -269,13 +276,23 @@ def test_making_a_tag_of_bootc_what_it_is_already_needs_no_owner(stocked: Path, 
     assert tagging.create(repo, BOOTC, f"@{one}").done == "unchanged"
 
 
-@pytest.mark.parametrize("name", ["@deployment/" + "ab" * 64, "streams/refs/ostree/x", "@trash/x", "../oci-referrers/x"])
-def test_refs_that_are_no_tags_are_not_deleted_as_tags(stocked: Path, repo: WriteRepo, one: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "status"),
+    [
+        ("@deployment/" + "ab" * 64, "invalid-argument", 2),
+        ("streams/refs/ostree/x", "tag-not-found", 3),
+        ("@trash/x", "tag-not-found", 3),
+        ("../oci-referrers/x", "tag-not-found", 3),
+    ],
+)
+def test_refs_that_are_no_tags_are_not_deleted_as_tags(
+    stocked: Path, repo: WriteRepo, one: str, name: str, code: str, status: int
+) -> None:
     make_tag(stocked, "ab" * 64, one, "streams/refs/cfs-tags/deployments")
     make_tag(stocked, "x", one, "streams/refs/ostree")
     make_tag(stocked, "x", one, "streams/refs/oci-referrers")
 
-    with refused(stocked, "tag-not-found", 3):
+    with refused(stocked, code, status):
         tagging.delete(repo, [name])
 
 
@@ -314,6 +331,18 @@ def test_what_is_deleted_into_the_trash_stays_alive_and_is_restored(
     restored = tagging.restore(repo, "app/x")
     assert (restored.done, restored.new, restored.home) == ("restored", one, "shared")
     assert stock.tags(stocked) == {f"{SHARED}/app%2Fx": one}
+
+
+def test_what_is_in_the_trash_is_deleted_for_good_newest_first(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
+    for digest, expires in ((one, "20990101T000000Z"), (two, "20990202T000000Z")):
+        tagging.create(repo, "app", f"@{digest}")
+        tagging.delete(repo, ["app"], expires=expires)
+
+    assert tagging.delete(repo, ["@trash/app"])[0].old == two
+    assert tagging.delete(repo, ["@trash/app"])[0].old == one
+    with refused(stocked, "tag-not-found", 3):
+        tagging.delete(repo, ["@trash/app"])
+    assert stock.tags(stocked) == {}
 
 
 def test_a_broken_tag_is_deleted_without_a_place_in_the_trash(stocked: Path, repo: WriteRepo) -> None:
@@ -405,9 +434,7 @@ def test_a_tag_whose_content_is_gone_is_not_renamed(stocked: Path, repo: WriteRe
 # -- restore -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_tag_goes_back_to_its_value_before_and_to_any_in_the_log(
-    stocked: Path, repo: WriteRepo, one: str, two: str
-) -> None:
+def test_a_tag_goes_back_to_its_value_before_and_to_any_in_the_log(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
     three = digest_of(stocked, "three")
     for digest in (one, two, three):
         tagging.create(repo, "app", f"@{digest}", force=True)
@@ -418,18 +445,14 @@ def test_a_tag_goes_back_to_its_value_before_and_to_any_in_the_log(
         assert [line.entry.action for line in tags.log(reader, "app")] == ["restore", "restore", "move", "move", "create"]
 
 
-def test_a_deleted_tag_comes_back_without_trash_while_its_content_is_there(
-    stocked: Path, repo: WriteRepo, one: str
-) -> None:
+def test_a_deleted_tag_comes_back_without_trash_while_its_content_is_there(stocked: Path, repo: WriteRepo, one: str) -> None:
     tagging.create(repo, "app", f"@{one}")
     tagging.delete(repo, ["app"])
 
     assert tagging.restore(repo, "app") == ("app", "restored", None, one, "shared")
 
 
-def test_a_tag_whose_content_was_collected_does_not_come_back(
-    stocked: Path, repo: WriteRepo, one: str, cfsctl: Cfsctl
-) -> None:
+def test_a_tag_whose_content_was_collected_does_not_come_back(stocked: Path, repo: WriteRepo, one: str, cfsctl: Cfsctl) -> None:
     tagging.create(repo, "app", f"@{one}")
     tagging.delete(repo, ["app"])
     stock.let_go(stocked)
@@ -527,7 +550,10 @@ def test_a_batch_with_one_bad_line_changes_nothing(
 
 @pytest.mark.parametrize(
     "line",
-    ["create", "create a", "create a b c", "move a", "move a b c d", "delete", "delete a b c", "verify a", "frob a b", "create 'a"],
+    [
+        *("create", "create a", "create a b c", "move a", "move a b c d"),
+        *("delete", "delete a b c", "verify a", "frob a b", "create 'a"),
+    ],
 )
 def test_a_line_that_is_no_instruction_is_named(line: str) -> None:
     with pytest.raises(InvalidInstruction) as caught:

@@ -257,7 +257,10 @@ def test_a_directory_of_tags_is_no_tag(stocked: Path, one: str) -> None:
     assert list(rows(stocked)) == ["sub/app"]
 
 
-@pytest.mark.parametrize("name", ["../oci-referrers/x", "sub/../app", "/app", "sub//app", "a/\0", "\ud800", "", ".", "..", "x" * 300])
+@pytest.mark.parametrize(
+    "name",
+    ["../oci-referrers/x", "sub/../app", "/app", "sub//app", "a/\0", "\ud800", "", ".", "..", "x" * 300, "sub/" + "x" * 300],
+)
 def test_no_name_leads_out_of_the_homes(stocked: Path, one: str, name: str) -> None:
     make_tag(stocked, "app", one)
     make_tag(stocked, "x", one, "streams/refs/oci-referrers")
@@ -324,6 +327,22 @@ def test_a_lease_and_trash_stand_for_their_newest(stocked: Path, one: str) -> No
         assert tags.resolve(repo, "@trash/app") == two
 
 
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (9, 10), (10, 9)])
+def test_of_two_that_end_in_the_same_second_the_later_made_is_the_newest(
+    stocked: Path, one: str, numbers: tuple[int, int]
+) -> None:
+    two = digest_of(stocked, "two")
+    for top in ("leases", "trash"):
+        for number in numbers:
+            digest = two if number == max(numbers) else one
+            make_tag(stocked, "app", digest, f"streams/refs/cfs-tags/{top}/20990101T000000Z.{number}")
+
+    with Repository.open(stocked) as repo:
+        assert tags.resolve(repo, "app") == two
+        assert tags.resolve(repo, "@trash/app") == two
+        assert [kept.digest for kept in tags.trash(repo)] == [one, two]
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "status"),
     [
@@ -349,9 +368,7 @@ def test_a_lease_and_trash_stand_for_their_newest(stocked: Path, one: str) -> No
         ("sha256:00000", InvalidArgument, 2),
     ],
 )
-def test_what_stands_for_nothing_says_what_is_wrong(
-    stocked: Path, text: str, kind: type[CfsTagsError], status: int
-) -> None:
+def test_what_stands_for_nothing_says_what_is_wrong(stocked: Path, text: str, kind: type[CfsTagsError], status: int) -> None:
     error = raised(stocked, lambda repo: tags.resolve(repo, text))
 
     assert (type(error), error.status) == (kind, status)
