@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,15 +19,17 @@ from cfs_tags.errors import (
     DeploymentMismatch,
     ExpectationFailed,
     IncompleteTarget,
+    InvalidArgument,
     SystemFailure,
     TargetNotFound,
     UnresolvedDeployment,
 )
 from cfs_tags.formats import layout
-from cfs_tags.lookup import Index, Lookup, look_up, ref_paths, ref_state, referred
+from cfs_tags.lookup import Index, Lookup, digest_of_link, look_up, ref_paths, ref_state, referred
 from cfs_tags.repo import contents, fsops, refs
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
+from cfs_tags.repo.store import MAX_JSON_OBJECT
 from cfs_tags.sysroot import SysrootView
 from cfs_tags.values import ContentId, DeploymentId, Digest
 
@@ -43,6 +46,7 @@ __all__ = [
     "RetireRow",
     "adopt",
     "create",
+    "name_configs",
     "plan_adoption",
     "plan_create",
     "plan_parts",
@@ -113,9 +117,7 @@ def plan_parts(repo: ReadRepo, name: DeploymentId, digest: Digest | None, action
         if missing:
             raise IncompleteTarget(target=digest, missing=missing)
         targets["manifest"] = ContentId.manifest(digest)
-        config = ContentId.config(contents.load(repo, digest).manifest.config.digest)
-        if repo.stream_object(config) is not None:  # else the content is there and has lost its name: fsck's to mend
-            targets["config"] = config
+        targets["config"] = ContentId.config(contents.load(repo, digest).manifest.config.digest)
     changes = []
     for part, path in ref_paths(name).items():
         if part not in targets:
@@ -125,6 +127,27 @@ def plan_parts(repo: ReadRepo, name: DeploymentId, digest: Digest | None, action
         if found != link:
             changes.append(RefChange(path, found, link, action))
     return tuple(changes)
+
+
+def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
+    """Give configs that have lost their name in ``streams/`` one again, before refs to them are made.
+
+    The content is there, the manifest names the splitstream by its object; without a link a ref to it would lead nowhere,
+    and collectors that go by links (cfsctl, bootc) would take the config's bytes under the very ref of the manifest.
+    """
+    made = {change.path: change.new for change in changes if change.new is not None}
+    for path, link in made.items():
+        top, _, name = path.rpartition("/")
+        if top != layout.CONFIGS:
+            continue
+        config = layout.ref_target(path, link)
+        if repo.stream_object(config) is not None:
+            continue
+        manifest = f"{layout.DEPLOYMENTS}/{name}"
+        digest = digest_of_link(made.get(manifest) or repo.read_link(manifest))
+        if digest is not None:
+            found = contents.load(repo, digest).config_object
+            repo.add_stream(config, repo.read_object(found, MAX_JSON_OBJECT, f"manifest {digest}"))
 
 
 def plan_create(
@@ -187,7 +210,13 @@ def create(
 
     Raises as :func:`plan_create` and :func:`cfs_tags.repo.refs.transact`.
     """
-    made, _ = refs.transact(repo, lambda: plan_create(repo, view, name, digest, force=force, bind=bind), note, timeout)
+    made, _ = refs.transact(
+        repo,
+        lambda: plan_create(repo, view, name, digest, force=force, bind=bind),
+        note,
+        timeout,
+        prepare=lambda plan: name_configs(repo, plan.changes),
+    )
     return made
 
 
@@ -217,7 +246,9 @@ def plan_adoption(repo: ReadRepo, view: SysrootView, index: Index | None = None)
 
 def adopt(repo: WriteRepo, view: SysrootView, *, note: Note = NO_NOTE, timeout: float = DEFAULT_TIMEOUT) -> DeploymentPlan:
     """Give deployments that bootc made their refs: :func:`plan_adoption`, carried out."""
-    made, _ = refs.transact(repo, lambda: plan_adoption(repo, view), note, timeout)
+    made, _ = refs.transact(
+        repo, lambda: plan_adoption(repo, view), note, timeout, prepare=lambda plan: name_configs(repo, plan.changes)
+    )
     return made
 
 
@@ -267,11 +298,15 @@ def plan_retire(
 
 
 def referred_by(repo: ReadRepo, prefix: str) -> DeploymentId:
-    """The deployment with a ref whose id starts so.
+    """The deployment with a ref whose id starts so; ``@deployment/`` may stand before it.
 
     Raises:
+        InvalidArgument: that is no id: the empty text, above all, which every id starts with.
         TargetNotFound, AmbiguousName: none, or several.
     """
+    prefix = prefix.removeprefix("@deployment/")
+    if re.fullmatch("[0-9a-f]+", prefix, re.ASCII) is None:
+        raise InvalidArgument(argument="deployment", value=prefix, reason="is neither an id nor the start of one")
     found = [name for name in referred(repo) if name.startswith(prefix)]
     if not found:
         raise TargetNotFound(kind="deployment ref", name=prefix)
@@ -321,7 +356,9 @@ def _reason_to_keep(
         return f"it is in {', '.join(sorted(places))}"
     unread = view.unread
     if unread:
-        return "; ".join(f"{place.name} could not be read: {place.reason}" for place in unread)
+        return "; ".join(
+            f"{place.name}{f' ({place.path})' if place.path else ''} could not be read: {place.reason}" for place in unread
+        )
     if name in known:
         return None
     made = _made(repo, name)

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import binding
-from cfs_tags.errors import AmbiguousName, CfsTagsError, DamagedError, FormatError, InvalidArgument, TargetNotFound
+from cfs_tags.errors import AmbiguousName, CfsTagsError, FormatError, InvalidArgument, TargetNotFound
 from cfs_tags.formats import bootc, bootorder
 from cfs_tags.lookup import digest_of_link, ref_state, referred, version_of
 from cfs_tags.repo import contents
@@ -76,14 +76,17 @@ def list_deployments(repo: ReadRepo, view: SysrootView) -> list[Deployment]:
 def select(rows: Sequence[Deployment], text: str) -> Deployment:
     """The row that a user means: ``booted``, ``staged``, ``rollback``, an id, its prefix, or the path of a boot entry.
 
+    ``@deployment/`` may stand before an id, as where tags are named.
+
     Raises:
         TargetNotFound: none.
         AmbiguousName: a prefix fits several.
         InvalidArgument: no such form.
     """
+    text = text.removeprefix("@deployment/")
     if text in ("booted", "staged", "rollback"):
         found = [row for row in rows if row.state == text]
-    elif "/" in text:
+    elif "/" in text or text.endswith(".conf"):
         place = os.path.realpath(text)
         found = [row for row in rows if any(os.path.realpath(entry.path) == place for entry in row.entries)]
     elif re.fullmatch(r"[0-9a-f]+", text, re.ASCII):
@@ -125,6 +128,8 @@ def _row(repo: ReadRepo, view: SysrootView, name: DeploymentId, state: str) -> D
     entries = tuple(entry for entry in view.entries if entry.deployment == name)
     health.extend(
         Finding("boot-entry-ambiguous", f"{entry.path}: {entry.problem}", "leave one composefs= in its options")
+        if entry.ambiguous
+        else Finding("boot-entry-odd", f"{entry.path}: {entry.problem}", "mend it")
         for entry in entries
         if entry.problem is not None
     )
@@ -194,7 +199,7 @@ def _facts(repo: ReadRepo, digest: Digest, health: list[Finding]) -> tuple[str |
     except TargetNotFound:
         health.append(Finding("manifest-gone", f"manifest {digest} is not in the repository", "'cfs-tag lookup' finds another"))
         return None, None
-    except DamagedError as error:
+    except CfsTagsError as error:
         health.append(Finding("manifest-damaged", error.message, "'cfs-tag fsck' says what is missing"))
         return None, None
     return version_of(image), image.config.created if image.config is not None else None

@@ -44,18 +44,24 @@ __all__ = [
     "InvalidDigest",
     "InvalidInstruction",
     "InvalidTagName",
+    "LayerTooLarge",
     "LockConflict",
     "LockTimeout",
+    "MissingExtra",
     "MissingObject",
     "NotALink",
     "NotFoundError",
     "NothingToUndo",
     "OutputFailed",
     "OwnerRefused",
+    "PlatformNotFound",
+    "ProgramFailed",
+    "ProgramMissing",
     "ReadOnlyRepository",
     "RefusedError",
     "ReflogEntryNotFound",
     "RepositoryNotFound",
+    "SourceNotFound",
     "SysrootNotFound",
     "SystemFailure",
     "TagExists",
@@ -348,6 +354,25 @@ class ReflogEntryNotFound(NotFoundError):
         return "'cfs-tag log NAME' shows the entries"
 
 
+class SourceNotFound(NotFoundError):
+    """What was to be imported is not there.  ``names`` are the images that the source has instead."""
+
+    code = "source-not-found"
+    source: str
+    reason: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        return f"{_short(self.source)}: {self.reason}"
+
+    @property
+    def hint(self) -> str | None:
+        if not self.names:
+            return None
+        return f"it has: {', '.join(self.names[:10])}{', …' if len(self.names) > 10 else ''}"
+
+
 class NothingToUndo(NotFoundError):
     """There is no record of a migration."""
 
@@ -377,6 +402,24 @@ class TagExists(RefusedError):
     @property
     def hint(self) -> str:
         return "--force moves it; --expect DIGEST moves it only from there"
+
+
+class PlatformNotFound(RefusedError):
+    """An index where an image is needed, and none of its images is for the platform.  ``platforms`` are those it has."""
+
+    code = "platform-not-found"
+    target: str
+    wanted: str
+    platforms: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        shown = ", ".join(self.platforms[:20]) + (", …" if len(self.platforms) > 20 else "")
+        return f"{_short(self.target)} is an index without an image for {self.wanted}; it has: {shown or 'none'}"
+
+    @property
+    def hint(self) -> str:
+        return "choose with --platform OS/ARCH[/VARIANT], or take --all-platforms"
 
 
 class ExpectationFailed(RefusedError):
@@ -463,7 +506,7 @@ class DeploymentMismatch(RefusedError):
 
     @property
     def hint(self) -> str:
-        return "name another manifest, or --force"
+        return "name another manifest; 'cfs-tag create --deployment ID @sha256:… --force' takes this one all the same"
 
 
 class WouldLoseContent(RefusedError):
@@ -574,6 +617,16 @@ class FormatError(DamagedError):
         return f"{where}{self.structure} at byte {self.offset}: wanted {self.wanted}, found {_short(self.found)}"
 
 
+class LayerTooLarge(FormatError):
+    """A layer that is longer than was allowed."""
+
+    code = "layer-too-large"
+
+    @property
+    def hint(self) -> str:
+        return "--max-layer-size GIB allows more"
+
+
 class BadRefLink(DamagedError):
     """A ref whose link leads somewhere that a ref may not lead: absolute, nested, looping, outside."""
 
@@ -612,7 +665,7 @@ class BrokenRoots(DamagedError):
     def message(self) -> str:
         shown = "; ".join(f"{what} (needed by {', '.join(refs[:3])})" for what, refs in self.problems[:5])
         more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
-        return f"nothing was deleted: {shown}{more}"
+        return f"refs lead to what cannot be followed: {shown}{more}"
 
     @property
     def hint(self) -> str:
@@ -713,6 +766,52 @@ class SystemFailure(CfsTagsError):
         if self.errno in (errno.ENOSPC, errno.EDQUOT):
             return "make room; nothing was changed"
         return None
+
+
+class MissingExtra(CfsTagsError):
+    """A command needs a package that is not installed.  ``extra`` of ours brings it along."""
+
+    code = "missing-extra"
+    command: str
+    package: str
+    extra: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.command} needs the Python package {self.package}, which is not installed"
+
+    @property
+    def hint(self) -> str:
+        return f"pip install 'cfs-tags[{self.extra}]'"
+
+
+class ProgramMissing(CfsTagsError):
+    """Another program is needed and is not installed.  ``purpose`` says for what."""
+
+    code = "program-missing"
+    program: str
+    purpose: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.program} is needed {self.purpose}, and is not installed"
+
+    @property
+    def hint(self) -> str:
+        return f"install {self.program}"
+
+
+class ProgramFailed(CfsTagsError):
+    """Another program that we ran failed.  ``said`` is the end of what it wrote."""
+
+    code = "program-failed"
+    program: str
+    exit_status: int
+    said: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.program} ended with status {self.exit_status}: {_short(self.said)}"
 
 
 class OutputFailed(CfsTagsError):

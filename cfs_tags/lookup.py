@@ -192,7 +192,10 @@ def look_up(repo: ReadRepo, view: SysrootView, name: DeploymentId, index: Index 
         ("imginfo", index.of_config(imginfo.config_digest) if imginfo is not None else []),
     ):
         if not found:
-            notes.append(f"no manifest by {source}")
+            if source == "image":
+                notes.append("no config in the repository names its EROFS image")
+            elif imginfo is not None:
+                notes.append(f"no manifest has the config {imginfo.config_digest} that .imginfo names")
             continue
         ranked = sorted(found, key=lambda candidate: _rank(index, candidate, image_name))
         configs = {index.config_of(candidate) for candidate in ranked}
@@ -219,14 +222,19 @@ def _rank(index: Index, digest: Digest, image_name: str | None) -> tuple[int, st
 def _imginfo(view: SysrootView, name: DeploymentId, notes: list[str]) -> bootc.ImgInfo | None:
     if "state" not in view.seen.get(name, ()):
         return None
-    path = os.path.join(view.sysroot.root, "state/deploy", name)
+    home = f"state/deploy/{name}"
+    path = f"{home}/{name}.imginfo"
     try:
-        with Directory(path) as top:
-            data = top.read_file(f"{name}.imginfo", bootc.MAX_IMGINFO)
+        with Directory(view.sysroot.root) as top:
+            # a link in the place of the state directory is not followed
+            data = top.read_file(path, bootc.MAX_IMGINFO) if top.is_directory(home) else None
         return bootc.parse_imginfo(data) if data is not None else None
+    except FormatError as error:
+        error.path = error.path or os.path.join(view.sysroot.root, path)
+        notes.append(error.message)
     except (OSError, CfsTagsError) as error:
-        notes.append(f"{name[:12]}….imginfo: {reason_of(error)}")
-        return None
+        notes.append(f"{os.path.join(view.sysroot.root, path)}: {reason_of(error)}")
+    return None
 
 
 def _has_manifest(repo: ReadRepo, digest: Digest) -> bool:

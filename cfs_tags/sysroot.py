@@ -53,6 +53,7 @@ class Entry(NamedTuple):
     title: str | None = None
     version: str | None = None
     problem: str | None = None
+    ambiguous: bool = False
 
 
 class Finding(NamedTuple):
@@ -68,8 +69,8 @@ class Sysroot(NamedTuple):
 
     ``root`` is the physical root, whose ``composefs/`` and ``state/`` are meant; ``boot`` the boot directory; ``esp`` the
     EFI system partition; ``run`` the system's ``/run``; ``cmdline`` the running kernel's command line and ``mounts`` the
-    sources of its mounts; ``loader_info`` the EFI variable of that name.  ``without`` names parts that the system does not have, which are therefore not missed
-    (``esp``, ``boot``, ``run``, ``kernel``).
+    sources of its mounts; ``loader_info`` the EFI variable of that name.  ``without`` names parts that the system does not
+    have, which are therefore not missed (``esp``, ``boot``, ``run``, ``kernel``).
     """
 
     root: str
@@ -210,6 +211,7 @@ class _Reader:
             return
         if not top.is_directory(name):
             self._find("state-not-a-directory", f"{path} is a link or file, not a state directory", "it is not followed")
+            self._see(name, "state")  # somebody wants it there: its ref is not for us to retire
             return
         deployment = self._see(name, "state")
         assert deployment is not None
@@ -263,7 +265,7 @@ class _Reader:
                 data = top.read_file(f"{path}/{name}", bootentry.MAX_BOOT_ENTRY)
                 if data is not None:
                     parsed.append((name, bootentry.parse_boot_entry(data)))
-            except FormatError as error:
+            except CfsTagsError as error:
                 self._find(
                     "boot-entry-unreadable", f"{shown}: {error.message}", "it may boot any deployment: mend or remove it"
                 )
@@ -272,13 +274,11 @@ class _Reader:
             yield self._entry(os.path.join(top.path, path, name), "bls", staged, entry.deployments, entry)
 
     def _grub(self, top: Directory, path: str, staged: bool) -> Iterator[Entry]:
-        data = top.read_file(path, bootentry.MAX_GRUB_CONFIG)
-        if data is None:
-            return
         shown = os.path.join(top.path, path)
         try:
-            entries = bootentry.parse_grub_config(data)
-        except FormatError as error:
+            data = top.read_file(path, bootentry.MAX_GRUB_CONFIG)
+            entries = bootentry.parse_grub_config(data) if data is not None else ()
+        except CfsTagsError as error:
             self._find("boot-entry-unreadable", f"{shown}: {error.message}", "it may boot any deployment: mend it")
             self._place("boot-entry", shown, error.message)
             return
@@ -290,13 +290,17 @@ class _Reader:
         self, path: str, kind: str, staged: bool, ids: Sequence[str], entry: bootentry.BootEntry | bootentry.GrubEntry
     ) -> Entry:
         place = "staged-entry" if staged else "boot-entry"
-        found = [self._see(name, place) for name in ids]
+        # ids of the other algorithm are another writing of the same image, or another system's
+        found = [deployment for name in ids if (deployment := self._see(name, place)) is not None]
         version = entry.version if isinstance(entry, bootentry.BootEntry) else None
-        problem = None
-        if len(set(ids)) > 1:
-            problem = f"it names {len(set(ids))} deployments"
-            self._find("boot-entry-ambiguous", f"{path} names several deployments", "leave one composefs= in its options")
-        return Entry(path, kind, staged, found[0] if found else None, entry.title, version, problem)
+        problems = entry.problems if isinstance(entry, bootentry.BootEntry) else ()
+        ambiguous = len(set(found)) > 1
+        if ambiguous:
+            problems = (f"it names {len(set(found))} deployments",)
+        elif problems and not found:
+            self._find("boot-entry-odd", f"{path}: {'; '.join(problems)}", "mend or remove it")
+        deployment = found[0] if found else None
+        return Entry(path, kind, staged, deployment, entry.title, version, "; ".join(problems) or None, ambiguous)
 
     def _ukis(self, esp: str) -> Iterator[Entry]:
         path = os.path.join(esp, "EFI/Linux/bootc")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output
+from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import Json, seconds
 from cfs_tags.errors import printable
 
@@ -20,6 +20,10 @@ def command(
         list[str] | None,
         typer.Option("--without", metavar="NAME", help="What deleting these names together would free; may be repeated."),
     ] = None,
+    boot: sysroots.Boot = None,
+    esp: sysroots.Esp = None,
+    run: sysroots.Run = None,
+    booted: sysroots.Booted = None,
     lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 30.0,
     as_json: Json = False,
 ) -> None:
@@ -27,7 +31,8 @@ def command(
 
     TOTAL is all that a name reaches, SHARED what something else reaches, too, FREED what would be garbage if this name
     alone were deleted.  Bytes are those taken on disk, each object counted once; extents that files share by reflink
-    count for each.
+    count for each.  Garbage is what a collection would delete now, after what has run out, and with a sysroot after
+    deployments were adopted and retired.
 
     \b
     Examples:
@@ -35,10 +40,23 @@ def command(
       cfs-tag df --without quay.io/org/app:1 --without quay.io/org/app:2
       cfs-tag df --json
     """
+    from cfs_tags import gc
+    from cfs_tags.errors import UnresolvedDeployment
     from cfs_tags.usage import measure
 
-    with ctx.obj.open() as repo, repo.locked("shared", seconds(lock_timeout)):
-        usage = measure(repo, without or ())
+    session = ctx.obj
+    with session.open() as repo, repo.locked("shared", seconds(lock_timeout)):
+        view = None
+        if session.sysroot is not None or repo.sysroot is not None:
+            view = sysroots.view_of(session, repo, boot, esp, run, booted)
+        unresolved: tuple[str, ...] = ()
+        try:
+            planned = gc.plan_refs(repo, view)
+        except UnresolvedDeployment as error:  # a collection would stop here
+            unresolved = (error.message,)
+            planned = gc.plan_refs(repo, view, image_only=True)
+        usage = measure(repo, without or (), planned.changes)
+        usage = usage._replace(problems=(*unresolved, *usage.problems))
     if as_json:
         output.document("df", _facts(usage))
         return

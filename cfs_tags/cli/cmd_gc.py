@@ -10,10 +10,10 @@ import typer
 from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
 from cfs_tags.cli.session import note
-from cfs_tags.errors import InvalidArgument, printable
+from cfs_tags.errors import BrokenRoots, InvalidArgument, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cfs_tags.gc import GcPlan, GcResult
     from cfs_tags.repo.store import ReadRepo
@@ -77,14 +77,19 @@ def command(
         def read() -> SysrootView:
             return sysroots.view_of(session, repo, boot, esp, run, booted)
 
-        if dry_run:
-            with repo.locked("shared", timeout):
-                made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
-        else:
-            with _progress() as progress:
-                made = gc.collect(
-                    repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
-                )
+        try:
+            if dry_run:
+                with repo.locked("shared", timeout):
+                    made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
+            else:
+                with _stoppable(), _progress() as progress:
+                    made = gc.collect(
+                        repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
+                    )
+        except BrokenRoots as error:
+            if not as_json:
+                _list_problems(error.problems)
+            raise
     if as_json:
         output.document("gc", _facts(made, dry_run))
     else:
@@ -97,6 +102,25 @@ def _bytes(text: str) -> int:
     if not (number.isascii() and number.isdigit() and len(number) < 16 and unit in units) or int(number) == 0:
         raise InvalidArgument(argument="--free-bytes", value=text, reason="is no number of bytes: write 500M, 2G or 1000000")
     return int(number) * units[unit]
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A request to end (SIGTERM) stops a collection as Ctrl-C does, between two deletions."""
+    import signal
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # who calls us wants it otherwise
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -143,8 +167,7 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
     for change in made.changes:
         if change.action in ("expire", "prune"):
             output.lines([f"{would}removed: {printable(change.path)} ({change.action}d)"])
-    for problem in made.problems:
-        output.lines([f"broken: {printable(problem.message)} (needed by {printable(', '.join(problem.refs))})"])
+    _list_problems(made.problems)
     swept = made.swept
     output.lines(
         [
@@ -155,3 +178,7 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
     stopped = getattr(made, "stopped", None)
     if stopped is not None:
         output.lines([f"stopped early: {stopped}"])
+
+
+def _list_problems(problems: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+    output.lines([f"broken: {printable(what)} (needed by {printable(', '.join(refs))})" for what, refs in problems])

@@ -72,7 +72,7 @@ def _unresolved(found: Lookup) -> UnresolvedDeployment:
 
 
 def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
-    from cfs_tags.errors import DamagedError
+    from cfs_tags.errors import CfsTagsError
     from cfs_tags.lookup import version_of
     from cfs_tags.repo import contents
 
@@ -90,7 +90,7 @@ def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
         return facts
     try:
         image = contents.load(repo, found.digest)
-    except DamagedError as error:
+    except CfsTagsError as error:
         facts["problem"] = error.message
         return facts
     config = image.config

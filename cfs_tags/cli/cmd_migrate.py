@@ -101,6 +101,7 @@ _DONE = {
     "migrate": "migrated",
     "image-only": "image only",
     "nothing": "unresolved",
+    "damaged": "damaged",
     "not-here": "not here",
 }
 

@@ -56,6 +56,9 @@ COMMANDS = {
     "gc": CommandLine("Space", "Collect what no ref leads to."),
     "why": CommandLine("Space", "Say why something is kept: every chain from a ref to it."),
     "df": CommandLine("Space", "Show who takes how much: by tag, deployment and owner."),
+    "fsck": CommandLine("Space", "Check refs, links, streams, images and digests; repair what loses nothing."),
+    "import": CommandLine("App images", "Bring an image into the repository, and give it a tag."),
+    "serve": CommandLine("App images", "Serve tags as a read-only OCI registry."),
 }
 """All commands, in the order of the help."""
 

@@ -58,9 +58,10 @@ def view_of(
     without = {part for part, value in (("boot", boot), ("esp", esp), ("run", run), ("kernel", booted)) if value == "none"}
     cmdline = None
     if booted is not None and booted != "none":
-        if len(booted) != repo.algorithm.hex_length:
+        if len(booted) != repo.algorithm.hex_length or not set(booted) <= set("0123456789abcdef"):
+            digits = repo.algorithm.hex_length
             raise InvalidArgument(
-                argument="--booted", value=booted, reason=f"is no deployment id: those have {repo.algorithm.hex_length} digits"
+                argument="--booted", value=booted, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
             )
         cmdline = f"composefs={booted}"
     sysroot = Sysroot.find(

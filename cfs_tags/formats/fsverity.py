@@ -37,9 +37,32 @@ _BATCH = 256 * BLOCK_SIZE
 
 def measure(data: Buffer, algorithm: Algorithm) -> ObjectId:
     """The fs-verity digest of ``data`` (bytes, bytearray, memoryview or mmap), with ``algorithm``."""
-    measurer = Measurer(algorithm)
-    measurer.update(data)
-    return measurer.digest()
+    import hashlib
+
+    hash_ = hashlib.sha256 if algorithm is Algorithm.SHA256 else hashlib.sha512
+    with memoryview(data) as given, given.cast("B") as view:
+        length = len(view)
+        if not 0 < length <= BLOCK_SIZE // algorithm.size * BLOCK_SIZE:
+            measurer = Measurer(algorithm)
+            measurer.update(view)
+            return measurer.digest()
+        # most files: the hashes of their blocks fill one block at most, so there is no tree to keep
+        whole = length & -BLOCK_SIZE
+        hashes = [hash_(view[i : i + BLOCK_SIZE]).digest() for i in range(0, whole, BLOCK_SIZE)]
+        if whole < length:
+            hashes.append(hash_(bytes(view[whole:]).ljust(BLOCK_SIZE, b"\0")).digest())
+    root = hashes[0] if len(hashes) == 1 else hash_(b"".join(hashes).ljust(BLOCK_SIZE, b"\0")).digest()
+    return ObjectId(hash_(_descriptor(root, length, algorithm)).hexdigest())
+
+
+def _descriptor(root: bytes, length: int, algorithm: Algorithm) -> bytes:
+    return b"".join(
+        (
+            bytes((1, algorithm.number, 12, 0, 0, 0, 0, 0)),
+            length.to_bytes(8, "little"),
+            root.ljust(64 + 32 + 144, b"\0"),
+        )
+    )
 
 
 class Measurer:
@@ -85,15 +108,7 @@ class Measurer:
 
     def digest(self) -> ObjectId:
         """The digest of what was taken so far; more may follow."""
-        root = self._root()
-        descriptor = b"".join(
-            (
-                bytes((1, self._algorithm.number, 12, 0, 0, 0, 0, 0)),
-                self._size.to_bytes(8, "little"),
-                root.ljust(64 + 32 + 144, b"\0"),
-            )
-        )
-        return ObjectId.of_bytes(self._hash(descriptor).digest())
+        return ObjectId.of_bytes(self._hash(_descriptor(self._root(), self._size, self._algorithm)).digest())
 
     def _push(self, level: int, hashes: bytes) -> None:
         """Add hashes to a level; every block that they fill becomes one hash of the level above."""

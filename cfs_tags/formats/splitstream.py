@@ -30,7 +30,7 @@ from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, Un
 from cfs_tags.values import Algorithm, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from _typeshed import ReadableBuffer as Buffer
 
@@ -291,6 +291,7 @@ class Writer:
         "_objects",
         "_size",
         "_streams",
+        "_taken",
     )
 
     def __init__(self, algorithm: Algorithm, content_type: int) -> None:
@@ -302,6 +303,7 @@ class Writer:
         self._inline = bytearray()
         self._size = 0
         self._body = bytearray()
+        self._taken = 0
         self._compressor = _zstd().ZstdCompressor()
 
     def add_named_ref(self, name: str, digest: ObjectId) -> None:
@@ -333,8 +335,33 @@ class Writer:
         index = self._objects.setdefault(digest, len(self._objects))
         self._body += self._compressor.compress(_CHUNK.pack(index))
 
+    def add_long_inline(self, size: int, pieces: Iterable[Buffer]) -> None:
+        """Append ``size`` bytes that come in pieces, as one chunk that is not held in memory.
+
+        What was added inline before must have been ended by an object, and what follows must be one: neighbours of this
+        chunk would not be joined to it.
+        """
+        self._flush()
+        self._size += size
+        self._body += self._compressor.compress(_CHUNK.pack(-size))
+        for piece in pieces:
+            self._body += self._compressor.compress(piece)
+
+    def take_body(self) -> bytearray:
+        """Hand over what there is of the compressed body, so that the writer need not keep it; see :meth:`finish_parts`."""
+        taken, self._body = self._body, bytearray()
+        self._taken += len(taken)
+        return taken
+
     def finish(self) -> bytes:
         """The whole file.  The writer is used up."""
+        return b"".join(self.finish_parts())
+
+    def finish_parts(self) -> tuple[bytes, bytearray]:
+        """What stands in the file before the body, and the end of the body.  The writer is used up.
+
+        Between the two belongs what :meth:`take_body` gave out, in its order.
+        """
         self._flush()
         self._body += self._compressor.flush()
         body = self._body
@@ -348,8 +375,8 @@ class Writer:
         after_streams = refs + len(streams)
         after_objects = after_streams + len(objects)
         after_names = after_objects + len(names)
-        end = after_names + len(body)
-        return b"".join(
+        end = after_names + self._taken + len(body)
+        head = b"".join(
             (
                 _HEADER.pack(_MAGIC, 0, 0, self._algorithm.number, _LG_BLOCKSIZE, info, refs),
                 _INFO.pack(
@@ -367,9 +394,9 @@ class Writer:
                 streams,
                 objects,
                 names,
-                body,
             )
         )
+        return head, body
 
     def _check(self, digest: ObjectId) -> None:
         if len(digest) != self._algorithm.hex_length:

@@ -53,7 +53,7 @@ _DELETE_REF = "delete it, or make it anew"
 CODES = {
     # -- objects ---------------------------------------------------------------------------------------------------
     "bad-object-name": Code("error", "move it away: the collectors of cfsctl and bootc stop at it"),
-    "not-an-object": Code("error", "move it away, then pull the images that need it again"),
+    "not-an-object": Code("error", f"move it away, then {_PULL}"),
     "not-a-directory": Code("error", "move it away; nothing can be read or stored below it"),
     "wrong-object-digest": Code("error", f"remove the object, then {_PULL}"),
     "unreadable": Code("error", "look at the disk and the permissions; if it stays so, remove it and pull again"),
@@ -70,7 +70,7 @@ CODES = {
     "wrong-stream-size": Code("error", "check the objects with --content; then pull the images that need them again"),
     "wrong-stream-link": Code("error", f"remove the link, then {_PULL}"),
     "missing-link": Code("error", "--repair restores it where everything behind it is whole; else pull the image again"),
-    "stale-named-ref": Code("note", "a ref to the content's stream keeps it: deployment refs have one, and cfs-tag gc follows it"),
+    "stale-named-ref": Code("note", "none needed: cfs-tag gc follows it, and deployment refs keep it for other collectors"),
     "missing-named-ref": Code("error", "pull the image again"),
     "wrong-named-ref": Code("error", "pull the image again"),
     "wrong-manifest-digest": Code("error", f"remove the link, then {_PULL}"),
@@ -81,10 +81,9 @@ CODES = {
     "bad-image-name": Code("warning", "remove it, or give it the name of its object"),
     "wrong-image-link": Code("error", "remove it: a deployment of that name would run something else"),
     "bad-image": Code("error", f"remove the link and the object, then {_PULL}"),
-    "unsupported-image": Code("warning", "check it with a newer cfs-tag"),
     # -- refs ------------------------------------------------------------------------------------------------------
     "dangling-ref": Code("error", "pull the image again, or take the ref out with --repair: collectors stop at it"),
-    "nested-ref": Code("error", "have it lead to the stream or image itself, or take it out with --repair: collectors stop at it"),
+    "nested-ref": Code("error", "take it out with --repair, or make it anew: collectors stop at it"),
     "looping-ref": Code("error", "take it out with --repair: collectors stop at it"),
     "bad-ref-link": Code("error", _DELETE_REF),
     "bad-tag-target": Code("warning", _DELETE_REF),

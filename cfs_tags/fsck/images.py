@@ -110,6 +110,12 @@ class Streams:
         self._seen.add(text)
         return new
 
+    def adopt(self, name: str, target: str) -> None:
+        """Take a stream for linked, as it will be after a repair, and look for links that are missing behind it."""
+        self.links.streams[name] = target
+        self.names.setdefault(target, []).append(name)
+        self._link(name, target)
+
     # -- one stream ----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -201,11 +207,16 @@ class Streams:
                 message = f"{key} leads to object {target[:12]}…, which is {self.names[target][0]}"
                 self.findings.append(finding("wrong-named-ref", path, message))
         elif linked:
-            if self.once("stale", path, key):
+            if self._fits(linked[0], facts) and self.once("stale", path, key):
                 message = f"{key} leads to object {target[:12]}…; streams/{linked[0]} is another one of the same content"
                 self.findings.append(finding("stale-named-ref", path, message))
-        else:
+        elif not any(f"streams/{name}" in self.links.unusable for name in names):
             self.add_missing(names[0], target, f"{key} of {path}")
+
+    def _fits(self, name: str, facts: StreamFacts) -> bool:
+        """Whether a link leads to a sound stream like the one of ``facts``; where it does not, that was said."""
+        other = self.facts(self.links.streams[name], f"streams/{name}", wanted_algorithm(name))
+        return other.kind == facts.kind and not other.findings and other.digest in ("", split_content_id(name)[1])
 
     def add_missing(self, name: str, target: str, needed_by: str) -> None:
         """A stream without the link that its content should have."""
@@ -213,7 +224,7 @@ class Streams:
             return
         old = self.links.broken.get(f"streams/{name}")
         self.missing_links[name] = MissingLink(name, target, old)
-        message = f"it is gone, and its object {target[:12]}… is there: collectors take what is behind it; needed by {needed_by}"
+        message = f"it is gone, so collectors take what is behind it; object {target[:12]}… is there, as {needed_by}"
         self.findings.append(finding("missing-link", f"streams/{name}", message))
 
 

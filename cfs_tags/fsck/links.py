@@ -24,12 +24,14 @@ class Links(NamedTuple):
         streams: of links in ``streams/`` whose object is there.
         images: the same in ``images/``.
         broken: paths of links whose object is not there, with that object.
+        unusable: paths of what is no link to an object.
         findings: what is wrong with links.
     """
 
     streams: dict[str, str]
     images: dict[str, str]
     broken: dict[str, str]
+    unusable: set[str]
     findings: list[Finding]
 
     def of(self, tree: str) -> dict[str, str]:
@@ -39,7 +41,7 @@ class Links(NamedTuple):
 
 def read_links(repo: ReadRepo, objects: Collection[str]) -> Links:
     """Read all links; ``objects`` are those that are there."""
-    found = Links({}, {}, {}, [])
+    found = Links({}, {}, {}, set(), [])
     for tree in (layout.STREAMS, layout.IMAGES):
         try:
             names = repo.names(tree) or []
@@ -56,8 +58,11 @@ def _look(repo: ReadRepo, tree: str, name: str, objects: Collection[str], found:
     path = f"{tree}/{name}"
     if not is_utf8(name):
         found.findings.append(finding("undecodable-name", path, "its name is not UTF-8"))
+    before = len(found.findings)
     target = read_link(repo, path, found.findings)
     if target is None:
+        if len(found.findings) > before:
+            found.unusable.add(path)
         return
     if target not in objects and not repo.has_object(target):
         found.broken[path] = target

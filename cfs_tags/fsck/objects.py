@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.errors import FormatError
 from cfs_tags.formats import fsverity, layout
 from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.repo import verity
 from cfs_tags.values import ObjectId
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ PIECE = 1 << 20
 """Bytes that are read at once."""
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY, linux/fsverity.h
-_NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
 _PARENT = re.compile(r"[0-9a-f]{2}", re.ASCII)
 
 
@@ -45,7 +43,7 @@ def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
     """
     found: dict[str, int] = {}
     findings: list[Finding] = []
-    name_of = re.compile(r"[0-9a-f]{%d}" % (repo.algorithm.hex_length - 2), re.ASCII).fullmatch
+    name_of = re.compile(f"[0-9a-f]{{{repo.algorithm.hex_length - 2}}}", re.ASCII).fullmatch
     try:
         parents = repo.names(layout.OBJECTS)
     except FormatError as error:
@@ -109,9 +107,12 @@ def measure_object(repo: ReadRepo, name: str) -> ObjectId:
     fd = os.open(_path(name), _FILE, dir_fd=repo.fd)
     try:
         size = os.fstat(fd).st_size
-        if size <= PIECE:
-            return fsverity.measure(os.read(fd, size) if size else b"", repo.algorithm)
+        piece = os.read(fd, min(size, PIECE)) if size else b""
+        if len(piece) == size:
+            return fsverity.measure(piece, repo.algorithm)
         measurer = fsverity.Measurer(repo.algorithm)
+        measurer.update(piece)
+        # a block that cannot be read ends the bytes before it early; the next read says why
         while piece := os.read(fd, PIECE):
             measurer.update(piece)
         return measurer.digest()
@@ -125,8 +126,6 @@ def pieces(repo: ReadRepo, name: str) -> Iterator[bytes]:
     try:
         while piece := os.read(fd, PIECE):
             yield piece
-            if len(piece) < PIECE:
-                break
     finally:
         os.close(fd)
 
@@ -189,17 +188,7 @@ def verity_digest(fd: int, algorithm: Algorithm) -> str | None:
     Raises:
         OSError: the system refused.
     """
-    import fcntl
-
-    # struct fsverity_digest: algorithm and size as u16 (in: room for the digest), then the digest
-    answer = bytearray(b"\0\0\x40\0" + bytes(64))
-    try:
-        fcntl.ioctl(fd, _MEASURE, answer)
-    except OSError as error:
-        if error.errno in _NO_VERITY:
-            return None
-        raise
-    return answer[4 : 4 + int.from_bytes(answer[2:4], "little")].hex()
+    return verity.verity_digest(fd)
 
 
 def _path(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.errors import BadRefLink, FormatError
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.fsck.links import is_utf8
+from cfs_tags.fsck.links import is_utf8, read_link
 from cfs_tags.repo import refs
 from cfs_tags.tags import HOMES, owner_of
 from cfs_tags.values import ContentId
@@ -138,21 +138,18 @@ class _Checker:
             return None
         if name in self._streams.links.of(tree):
             return name
-        if f"{tree}/{name}" in self._streams.links.broken:
-            reason = f"it leads to {tree}/{name}, whose object is missing"
-        elif self._there_now(tree, name):
-            return name
-        else:
-            reason = f"it leads to {tree}/{name}, which is not there"
+        problems: list[Finding] = []
+        target = read_link(self._repo, f"{tree}/{name}", problems)
+        if target is not None and self._repo.has_object(target):
+            return name  # made since
+        if problems:
+            # the ref is not at fault, and taking it out would not help
+            self._add("dangling-ref", path, f"it leads to {tree}/{name}: {problems[0].message}")
+            return None
+        reason = f"it leads to {tree}/{name}, {'which is not there' if target is None else 'whose object is missing'}"
         self._add("dangling-ref", path, reason)
         self._roots.broken.append(BrokenRef(path, link, "dangling-ref", reason, owner_of_ref(path), name))
         return None
-
-    def _there_now(self, tree: str, name: str) -> bool:
-        if tree == layout.STREAMS:
-            # something that is no link is named where it stands, and stays: it may be what was meant
-            return self._streams.linked_now(name) is not None
-        return self._repo.image_object(name) is not None
 
     def _bad_link(self, path: str, link: str, reason: str) -> tuple[str, str]:
         """Code and reason for a link that is no ref's, by following it among the refs."""
@@ -221,7 +218,7 @@ class _Checker:
                     ids.setdefault(path[len(top) + 1 :], set()).add(top)
         for name, tops in sorted(ids.items()):
             path = f"{layout.DEPLOYMENTS if layout.DEPLOYMENTS in tops else sorted(tops)[0]}/{name}"
-            if re.fullmatch(r"[0-9a-f]{%d}" % self._repo.algorithm.hex_length, name, re.ASCII) is None:
+            if re.fullmatch(f"[0-9a-f]{{{self._repo.algorithm.hex_length}}}", name, re.ASCII) is None:
                 self._add("bad-deployment-ref", path, "its name is no id of a deployment")
             elif tops == {layout.DEPLOYMENT_IMAGES}:
                 self._add("image-only-deployment", path, "the image is kept; manifest and config are not known")
@@ -273,4 +270,3 @@ def _resolved(path: str, link: str) -> str | None:
 
 def _is_digest(text: str) -> bool:
     return ContentId(f"oci-manifest-{text}").manifest_digest is not None
-

@@ -6,8 +6,10 @@ seen where all results come together (``oci.py``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import FormatError, UnsupportedError
@@ -169,26 +171,33 @@ def _wrong_size(facts: StreamFacts, path: str, wanted: int, found: int) -> Strea
 
 def check_image(repo: ReadRepo, name: str, path: str, objects: Collection[str]) -> ImageFacts:
     """Read an EROFS image to its end; arguments as for :func:`check_stream`."""
-    from cfs_tags.formats import erofs
+    from cfs_tags.formats.erofs import MAX_SIZE
+    from cfs_tags.fsck.quickwalk import image_refs
 
     try:
-        found = erofs.object_refs(_read(repo, name, erofs.MAX_SIZE), repo.algorithm)
+        found = image_refs(_read(repo, name, MAX_SIZE), repo.algorithm)
     except FileNotFoundError:
         return ImageFacts(name, (name,), ())
     except OSError as error:
         return ImageFacts(name, (), (unreadable(_object_path(name), error),))
     except FormatError as error:
         return ImageFacts(name, (), (finding("bad-image", path, error.message),))
-    except UnsupportedError as error:
-        return ImageFacts(name, (), (finding("unsupported-image", path, error.message),))
-    return ImageFacts(name, tuple(sorted(str(one) for one in found if one not in objects and not _is_there(repo, one))), ())
+    return ImageFacts(name, tuple(sorted(one for one in found if one not in objects and not _is_there(repo, one))), ())
 
 
 def _read(repo: ReadRepo, name: str, limit: int) -> bytes:
     # read, not mapped: a block that fs-verity refuses is an error of a read, and the end of a process with a mapping
-    fd = os.open(_object_path(name), _FILE, dir_fd=repo.fd)
     try:
-        size = os.fstat(fd).st_size
+        fd = os.open(_object_path(name), _FILE, dir_fd=repo.fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise FileNotFoundError from None
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError
+        size = status.st_size
         if size > limit:
             raise FormatError(structure="object", offset=0, wanted=f"at most {limit} bytes", found=f"{size} bytes")
         data = os.read(fd, size) if size else b""

@@ -8,6 +8,7 @@ repository lock, and cannot give it away (``repo/lock.py``).
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cfs_tags.errors import CfsTagsError, InternalError, SystemFailure
@@ -94,10 +95,8 @@ def _forked(tasks: Sequence[T], work: Callable[[T], R], jobs: int) -> Iterator[t
 
 def _send(end: Connection, number: int | None) -> None:
     if number is not None:
-        try:
+        with suppress(OSError):  # it is gone: receiving says so
             end.send(number)
-        except OSError:
-            pass  # it is gone: receiving says so
 
 
 def _serve(end: Connection, others: Sequence[Connection], tasks: Sequence[T], work: Callable[[T], R]) -> None:

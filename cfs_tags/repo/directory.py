@@ -140,6 +140,8 @@ class Directory:
             mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
         except OSError:
             return "gone"
+        if stat.S_ISLNK(mode):
+            return "a link"
         return "a directory" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "neither file nor directory"
 
     def _shown(self, path: str) -> str:

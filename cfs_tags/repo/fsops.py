@@ -14,10 +14,15 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 __all__ = [
     "MUTATING",
     "ExchangeUnsupported",
+    "VerityUnsupported",
     "adopt_object",
     "append",
     "create_file",
@@ -68,6 +73,10 @@ _HASH_BLOCK = 4096
 
 class ExchangeUnsupported(OSError):
     """The file system cannot exchange two names in one step."""
+
+
+class VerityUnsupported(OSError):
+    """The file system has no fs-verity, or the kernel not the hash."""
 
 
 def make_directory(dir_fd: int, path: str, owner: Owner | None = None, mode: int = 0o755) -> bool:
@@ -215,7 +224,7 @@ def open_unnamed(dir_fd: int, path: str, owner: Owner | None = None, mode: int =
     return fd
 
 
-def write(fd: int, data: bytes) -> None:
+def write(fd: int, data: Buffer) -> None:
     """Write all the bytes to an unnamed file."""
     _write_all(fd, data)
 
@@ -225,12 +234,24 @@ def enable_verity(fd: int, algorithm_number: int) -> None:
 
     ``fd`` is open for reading, and nobody may have the file open for writing.  The structure is ``struct
     fsverity_enable_arg`` of linux/fsverity.h: version, hash algorithm, block size, no salt, no signature.
+
+    Raises:
+        VerityUnsupported: the file system has no fs-verity, or the kernel not the hash.
     """
     import fcntl
     import struct
 
     argument = struct.pack("<IIIIQIIQ88x", 1, algorithm_number, _HASH_BLOCK, 0, 0, 0, 0, 0)
-    fcntl.ioctl(fd, _FS_IOC_ENABLE_VERITY, argument)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_ENABLE_VERITY, argument)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
+            reason = "the file system has no fs-verity, which this repository requires"
+        elif error.errno == errno.ENOPKG:
+            reason = "the kernel lacks the hash that this repository's fs-verity takes"
+        else:
+            raise
+        raise VerityUnsupported(error.errno, reason) from None
 
 
 def adopt_object(fd: int, dir_fd: int, path: str) -> bool:
@@ -261,7 +282,7 @@ def sync_filesystem(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def _write_all(fd: int, data: Buffer) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]

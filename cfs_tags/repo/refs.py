@@ -16,9 +16,9 @@ its old and new link; with several refs it is on disk before the first is change
 disk and the reflog is written.  A journal that is there when a writer starts was left by a crash and is recovered first:
 
 * every ref has its old or its new value, and every new target is complete: the rest is done (rolled forward);
-* else: refs that have the new value are put back, those that others moved are left, and the reflog says
-  ``transaction-abandoned``.  A ref is not put back to a target that is gone, which would stop every collector: it keeps the
-  new one where that is whole, and goes where it is not.
+* else, and where an error had it taken back already (``<id>.back``): refs that have the new value are put back, those that
+  others moved are left, and the reflog says ``transaction-abandoned``.  A ref is not put back to a target that is gone,
+  which would stop every collector: it keeps the new one where that is whole, and goes where it is not.
 
 What a crash left of a peer's value in ``tmp/`` is put back before either.  A transaction that is in the reflog was done.
 """
@@ -232,6 +232,11 @@ class _Journal(NamedTuple):
     def path(self) -> str:
         return f"{_JOURNAL}/{self.transaction}.json"
 
+    @property
+    def back(self) -> str:
+        """Its path once it is being taken back: there is that one way from then on, also for a recovery."""
+        return f"{_JOURNAL}/{self.transaction}.back"
+
     def spare(self, index: int) -> str:
         """Where the link of change ``index`` is prepared, and what came out is kept until the end."""
         return f"{_TMP}/{self.transaction}.{index}"
@@ -296,19 +301,24 @@ class _Writer:
             time = reflog.timestamp()
             reflog.append(self._repo, (journal.entry(change, time) for change in changes))
         except (Exception, KeyboardInterrupt) as error:
+            place = journal.path
+            if journalled:
+                with suppress(OSError):
+                    fsops.rename(self._fd, journal.path, journal.back)
+                    place = journal.back
             with suppress(OSError):  # what cannot be undone now is for the recovery: the journal stays
                 if not isinstance(error, (OSError, ExpectationFailed)) and done < len(changes):
                     done += self._was_made(changes[done], journal.spare(done))
                 self._take_back(journal, done)
                 if journalled:
-                    self._clean(journal, durable=several)
+                    self._clean(journal, place, durable=several)
             if isinstance(error, OSError) and not isinstance(error, fsops.ExchangeUnsupported):
                 raise _failure(error, self._repo, changes[min(done, len(changes) - 1)].path) from error
             raise
         if journalled:
             # done, on disk and in the log: a journal that cannot be removed now is cleared by the next writer
             with suppress(OSError):
-                self._clean(journal, durable=several)
+                self._clean(journal, journal.path, durable=several)
 
     def _change(self, change: RefChange, spare: str, *, prepared: bool = False) -> None:
         """One change, with its comparison.  After ExpectationFailed the ref is what its peer made it.
@@ -402,18 +412,16 @@ class _Writer:
     def _take_back(self, journal: _Journal, done: int) -> None:
         """Undo the first ``done`` changes, newest first, and leave what peers moved since."""
         for index in reversed(range(done)):
-            change = journal.changes[index]
-            spare = journal.spare(index)
-            if change.new is None:
-                self._put_back(change.path, spare, None)
-            else:
-                self._undo(change, spare)
+            self._undo(journal.changes[index], journal.spare(index))
 
     def _undo(self, change: RefChange, spare: str) -> bool:
         """Give one ref its old value, if it still has the new one.  False where a peer moved it.
 
         The old link is taken from ``spare`` where it is there: on a full disk no other can be made.
         """
+        if change.new is None and self._value(spare) == change.old:
+            self._put_back(change.path, spare, None)
+            return self._value(change.path) == change.old
         undo = _undo_of(spare)
         self._discard(undo)
         prepared = change.old is not None and self._value(spare) == change.old
@@ -439,8 +447,8 @@ class _Writer:
             for name in sorted(self._repo.names(_JOURNAL) or ()):
                 path = f"{_JOURNAL}/{name}"
                 journal = _Journal.parse(self._repo.read_file(path, _MAX_JOURNAL) or b"")
-                if journal is not None and journal.path == path:
-                    reasons = self._recover(journal)
+                if journal is not None and path in (journal.path, journal.back):
+                    reasons = self._recover(journal, back=path == journal.back)
                     if reasons:
                         abandoned.append(TransactionAbandoned(transaction=journal.transaction, reasons=reasons))
                 fsops.remove(self._fd, path)
@@ -453,15 +461,15 @@ class _Writer:
             raise _failure(error, self._repo, _JOURNAL) from error
         return tuple(abandoned)
 
-    def _recover(self, journal: _Journal) -> tuple[str, ...]:
+    def _recover(self, journal: _Journal, *, back: bool) -> tuple[str, ...]:
         """Reasons for taking the transaction back; none when it was finished."""
-        if all(self._is_logged(journal, change) for change in journal.changes):
+        if not back and all(self._is_logged(journal, change) for change in journal.changes):
             return ()
         for parent in {change.path.rpartition("/")[0] for change in journal.changes}:
             self._repo.make_directories(parent)  # an empty one may have been cleared away since
         for index, change in enumerate(journal.changes):
             self._rescue(change, journal.spare(index))
-        reasons = []
+        reasons = ["an error had stopped it"] if back else []
         for change in journal.changes:
             value = self._value(change.path)
             if value not in (change.old, change.new):
@@ -482,13 +490,13 @@ class _Writer:
             if not reasons:
                 entries.append(journal.entry(change, time))
             elif self._value(change.path) == change.new:
-                back = change.old
-                if back is not None and contents.missing_behind(self._repo, change.path, back):
+                old = change.old
+                if old is not None and contents.missing_behind(self._repo, change.path, old):
                     whole = change.new is not None and not contents.missing_behind(self._repo, change.path, change.new)
-                    back = change.new if whole else None
-                undone = change._replace(old=back)
+                    old = change.new if whole else None
+                undone = change._replace(old=old)
                 if undone.old == undone.new or self._undo(undone, journal.spare(index)):
-                    entries.append(journal.entry(change, time)._replace(new=back, action="transaction-abandoned"))
+                    entries.append(journal.entry(change, time)._replace(new=old, action="transaction-abandoned"))
         for parent in sorted({change.path.rpartition("/")[0] for change in journal.changes}):
             if self._repo.is_directory(parent):
                 fsops.sync(self._fd, parent)
@@ -520,10 +528,10 @@ class _Writer:
         else:
             fsops.create_file(self._fd, journal.path, journal.to_bytes(), self._repo.owner)
 
-    def _clean(self, journal: _Journal, *, durable: bool) -> None:
+    def _clean(self, journal: _Journal, place: str, *, durable: bool) -> None:
         """Forget a transaction that is done, or undone; the journal goes first and, if it was on disk, for good."""
         try:
-            fsops.remove(self._fd, journal.path)
+            fsops.remove(self._fd, place)
         except FileNotFoundError:
             return
         if durable:

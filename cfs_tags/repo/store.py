@@ -21,7 +21,7 @@ from cfs_tags.errors import (
     SystemFailure,
 )
 from cfs_tags.formats import layout
-from cfs_tags.repo import fsops
+from cfs_tags.repo import fsops, verity
 from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.values import Algorithm, ContentId, ObjectId
@@ -292,49 +292,18 @@ class WriteRepo(ReadRepo):
     @property
     def is_secure(self) -> bool:
         """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``)."""
-        import fcntl
-
-        try:
-            fd = os.open(_META, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
-        except OSError:
-            return False
-        try:
-            # struct fsverity_digest of linux/fsverity.h: algorithm and size (in: room), then the digest
-            fcntl.ioctl(fd, 0xC0046686, bytearray(b"\0\0\x40\0" + bytes(64)))
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        return verity.is_secure(self.fd)
 
     def add_object(self, data: bytes) -> ObjectId:
         """Store bytes, named by their fs-verity digest.  Not synced: :meth:`add_stream` does that for all before it.
 
         Raises:
             SystemFailure: the system refused; nothing is named then.
+            FormatError: something else than a file has the place of the object.
         """
-        from cfs_tags.formats import fsverity
+        from cfs_tags.repo.objects import ObjectStore
 
-        object_id = fsverity.measure(data, self.algorithm)
-        if self.has_object(object_id):
-            return object_id
-        path = layout.object_path(object_id)
-        self.make_directories(f"{layout.OBJECTS}/{object_id[:2]}")
-        try:
-            fd = fsops.open_unnamed(self.fd, layout.OBJECTS, self.owner)
-            try:
-                fsops.write(fd, data)
-                if self.is_secure:
-                    reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-                    os.close(fd)  # the kernel measures no file that somebody has open for writing
-                    fd = reader
-                    fsops.enable_verity(fd, self.algorithm.number)
-                fsops.adopt_object(fd, self.fd, path)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise SystemFailure.of(error, "write", self._shown(path)) from error
-        return object_id
+        return ObjectStore(self).add(data)
 
     def add_stream(self, content_id: ContentId, data: bytes) -> ObjectId:
         """Store a splitstream and give it its name in ``streams/``, after everything it names is on disk.

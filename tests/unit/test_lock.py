@@ -254,6 +254,7 @@ def test_a_forked_child_asks_for_the_lock_like_any_other_process(repo: Path) -> 
         assert in_child(ask) == "granted"
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # from Python 3.12: forking here is the point
 def test_a_child_forked_while_another_thread_is_locking_is_not_stuck(repo: Path) -> None:
     stop = threading.Event()
 

@@ -1,0 +1,191 @@
+"""``cfs-tag serve``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cfs_tags.cli import output
+from cfs_tags.cli.options import Json, LockTimeout, seconds
+from cfs_tags.errors import CommandLineError, Interrupted, MissingExtra, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cfs_tags.apps.served import Catalog
+    from cfs_tags.repo.store import ReadRepo
+
+_DEFAULT = "127.0.0.1:5000"
+_DESCRIPTORS = 8192
+
+
+def command(
+    ctx: typer.Context,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="ADDRESS",
+            show_default=False,
+            help=f"HOST:PORT, [IPV6]:PORT or unix:PATH; may be given again.  [default: {_DEFAULT}, or systemd's sockets]",
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="PATTERN",
+            show_default=False,
+            help="Show only names that this fits, whoever owns them; may be given again.  [default: all tags of apps]",
+        ),
+    ] = None,
+    list_only: Annotated[
+        bool, typer.Option("--list", help="Print what would be served, and what would not and why, and end.")
+    ] = False,
+    lock_timeout: LockTimeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Serve tags as a read-only OCI registry.
+
+    The tag quay.io/org/app:1 is pulled as ADDRESS/quay.io/org/app:1.  Layers are served as they are kept, as
+    uncompressed tars; where an image came with compressed ones its manifest is made anew, config and image ID stay.
+    There is neither TLS nor a password: who can reach the address can read what is shown.
+
+    \b
+    Examples:
+      cfs-tag serve --list
+      cfs-tag serve --allow 'quay.io/org/*' --listen 127.0.0.1:5000
+      podman pull --tls-verify=false 127.0.0.1:5000/quay.io/org/app:1
+      skopeo copy --src-tls-verify=false docker://127.0.0.1:5000/quay.io/org/app:1 oci:app:1
+    """
+    if as_json and not list_only:
+        raise CommandLineError(command=ctx.command_path, text="--json is for --list")
+    timeout = seconds(lock_timeout)
+    if not list_only:
+        _need_h11()
+
+    from cfs_tags.apps.served import Catalog
+
+    with ctx.obj.open() as repo:
+        catalog = Catalog(repo, allow or ())
+        if list_only:
+            with repo.locked("shared", timeout):
+                _print(catalog, as_json)
+        else:
+            _serve(repo, catalog, listen or [], timeout)
+
+
+def _need_h11() -> None:
+    try:
+        import h11  # noqa: F401
+    except ImportError:
+        raise MissingExtra(package="h11", extra="serve", command="serve") from None
+
+
+# -- serving -----------------------------------------------------------------------------------------------------------
+
+
+def _serve(repo: ReadRepo, catalog: Catalog, addresses: Sequence[str], timeout: float) -> None:
+    import asyncio
+    import signal
+
+    from cfs_tags.apps import listeners
+    from cfs_tags.apps.httpd import Server
+
+    _raise_limit()
+    sockets = listeners.inherited(os.environ, os.getpid()) if not addresses else []
+    is_ours = not sockets
+    if is_ours:
+        sockets = [listeners.listen(address) for address in addresses or [_DEFAULT]]
+    names = [listeners.shown(one) for one in sockets]
+    for name, one in zip(names, sockets, strict=True):
+        _say(f"cfs-tag: serving {printable(repo.path)} at {printable(name)}")
+        if not listeners.is_private(one):
+            _say("cfs-tag: warning: other machines can reach this address, and there is neither TLS nor a password")
+    for row in catalog.rows():
+        if row.place is None:
+            _say(f"cfs-tag: not served: {printable(row.tag.name)}: {printable(row.note)}")
+    got: list[int] = []
+
+    async def run() -> None:
+        server = Server(repo, catalog, sockets, _say, timeout)
+
+        def stop(number: int) -> None:
+            got.append(number)
+            server.stop()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        await server.run()
+
+    try:
+        asyncio.run(run())
+    finally:
+        if is_ours:
+            for one in sockets:
+                one.close()
+            listeners.clear(addresses)
+    if signal.SIGINT in got:
+        raise Interrupted
+
+
+def _raise_limit() -> None:
+    """A connection takes a descriptor, and the usual limit is 1,024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _say(line: str) -> None:
+    """A line of the log.  A log that nobody can read is no reason to stop."""
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except OSError:
+        pass
+
+
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
+def _print(catalog: Catalog, as_json: bool) -> None:
+    rows = [_row(catalog, row) for row in catalog.rows()]
+    if as_json:
+        output.document("serve", rows)
+        return
+    output.table(
+        ("REPOSITORY", "REFERENCE", "DIGEST", "NAME", "NOTES"),
+        [(row["repository"], row["reference"], row["served_digest"], row["name"], row["note"]) for row in rows],
+    )
+
+
+def _row(catalog: Catalog, row: Any) -> dict[str, Any]:
+    from cfs_tags.apps.served import NotServed
+
+    tag, place, note = row
+    digest = None
+    if place is not None:
+        found = catalog.by_tag(place.repository, place.reference) if place.reference is not None else None
+        found = found or catalog.manifest_of(tag.digest)
+        if isinstance(found, NotServed):
+            note = found.reason
+        else:
+            digest = found.digest
+            if found.original != tag.digest:
+                note = "the index that was kept"
+            elif digest != tag.digest:
+                note = "layers are served uncompressed, so the digest is another"
+    return {
+        **output.named(tag.name),
+        "digest": tag.digest,
+        "repository": place.repository if place is not None else None,
+        "reference": place.reference if place is not None else None,
+        "served_digest": digest,
+        "note": note,
+    }

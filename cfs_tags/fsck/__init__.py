@@ -1,0 +1,1 @@
+"""Checking a repository, and repairing what can be repaired without losing anything."""

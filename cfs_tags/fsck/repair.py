@@ -1,0 +1,350 @@
+"""Repairing what can be repaired without losing anything.
+
+========================  =============================================================================================
+found                     done
+========================  =============================================================================================
+interrupted transaction   finished or taken back, as before every change (``repo/refs.py``)
+temporary links of ours   removed, with it
+a missing link            made again, where its object is there, measures right, and has everything that it needs
+a ref that stops the      recorded in ``cfs-tags/quarantine/`` and taken out, where its owner was named and the link that it
+collectors                leads to cannot be made again
+========================  =============================================================================================
+
+All under the exclusive repository lock, in the order: links, records, refs; stopped anywhere and run again it comes to the
+same.  Nothing else is removed, nothing is overwritten but a link that leads to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import CfsTagsError, FormatError, SystemFailure
+from cfs_tags.formats import layout, splitstream
+from cfs_tags.fsck import objects, quarantine
+from cfs_tags.fsck.check import Report, check, fsck, in_order
+from cfs_tags.fsck.streams import check_image
+from cfs_tags.repo import fsops, reflog, refs
+from cfs_tags.repo.contents import EROFS_KEY
+from cfs_tags.repo.lock import DEFAULT_TIMEOUT
+from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
+from cfs_tags.values import ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cfs_tags.fsck.check import Progress
+    from cfs_tags.fsck.findings import Finding
+    from cfs_tags.fsck.roots import BrokenRef
+    from cfs_tags.fsck.streams import StreamFacts
+    from cfs_tags.repo.store import ReadRepo, WriteRepo
+
+__all__ = ["LinkRepair", "RepairPlan", "Repaired", "plan", "repair"]
+
+_TMP = f"{layout.STATE}/tmp"
+_PREFIXES = {
+    splitstream.CONTENT_TYPE_MANIFEST: "oci-manifest-",
+    splitstream.CONTENT_TYPE_CONFIG: "oci-config-",
+}
+_MAGIC = b"SplitStream"
+_MAX_DOCUMENT_STREAM = 16 << 20
+
+
+class LinkRepair(NamedTuple):
+    """A link in ``streams/`` or ``images/`` that is made again; ``old`` is what it says now, None where it is gone."""
+
+    path: str
+    object: str
+    old: str | None
+
+
+class RepairPlan(NamedTuple):
+    """What a repair does.
+
+    Attributes:
+        links: made again, in this order.
+        refs: taken out.
+        spent: records of refs that are back, removed.
+        recovers: whether an interrupted change is to be finished or cleared.
+    """
+
+    links: tuple[LinkRepair, ...]
+    refs: tuple[BrokenRef, ...]
+    spent: tuple[str, ...]
+    recovers: bool
+
+    @property
+    def changes(self) -> tuple[RefChange, ...]:
+        """To refs."""
+        return tuple(RefChange(ref.path, ref.link, None, "quarantine") for ref in self.refs)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.links or self.refs or self.spent or self.recovers)
+
+
+class Repaired(NamedTuple):
+    """What was found, each finding with whether it was (in a dry run: would be) repaired; and what was done."""
+
+    report: Report
+    plan: RepairPlan
+    findings: tuple[Finding, ...]
+
+
+# -- planning ----------------------------------------------------------------------------------------------------------
+
+
+def plan(repo: ReadRepo, report: Report, *, owners: Sequence[str] = ()) -> RepairPlan:
+    """What can be repaired of what was found.
+
+    Args:
+        repo: where; only read.
+        report: of a check; it is used up: links that are planned are taken for made in it.
+        owners: owners, besides ``app``, whose refs may be taken out.
+    """
+    finder = _Links(repo, report)
+    links = finder.plan()
+    broken = tuple(
+        ref for ref in report.roots.broken if (ref.owner == "app" or ref.owner in owners) and _leads_to(ref) not in finder.there
+    )
+    state = report.state
+    # a stop between record and ref leaves both
+    kept = {quarantine.file_of(ref.path, ref.link) for ref in broken}
+    spent = tuple(file for file in state.spent if file not in kept)
+    return RepairPlan(links, broken, spent, bool(state.journals or state.left_over))
+
+
+def _leads_to(ref: BrokenRef) -> str:
+    """Path of the link that a ref leads to; of none where it leads elsewhere."""
+    return f"{ref.path.partition('/')[0]}/{ref.name}" if ref.name else ""
+
+
+class _Links:
+    """Finds the objects of links that are gone.
+
+    Attributes:
+        there: paths of links whose object was found, whole or not: refs to them stay.
+    """
+
+    def __init__(self, repo: ReadRepo, report: Report) -> None:
+        self._repo = repo
+        self._report = report
+        self._streams = report.streams
+        self._planned: dict[str, LinkRepair] = {}
+        self.there: set[str] = set()
+
+    def plan(self) -> tuple[LinkRepair, ...]:
+        """What can be made again: in the order in which it is made, what is behind a link before it."""
+        wanted = {_leads_to(ref) for ref in self._report.roots.broken}
+        for path in sorted(wanted):
+            tree, _, name = path.partition("/")
+            if tree == layout.IMAGES and name in self._report.objects:
+                self._image(name)
+        names = {path.partition("/")[2] for path in wanted if path.startswith("streams/")}
+        if names:
+            self._search(names)
+        tried: set[str] = set()
+        while left := set(self._streams.missing_links) - tried:
+            for name in sorted(left):
+                self._try(name, [self._streams.missing_links[name].object])
+            tried |= left
+        return tuple(sorted(self._planned.values(), key=_depth))
+
+    def _image(self, name: str) -> None:
+        path = f"images/{name}"
+        self.there.add(path)
+        facts = check_image(self._repo, name, path, self._report.objects)
+        if not facts.missing and not facts.findings and self._measures(name):
+            self._planned[path] = LinkRepair(path, name, self._old(path))
+
+    def _search(self, names: set[str]) -> None:
+        """Look for manifests and configs among the objects that no link names: their own bytes say what they are."""
+        candidates: dict[str, list[str]] = {}
+        for target in _unlinked_streams(self._repo, self._report):
+            facts = self._streams.facts(target, f"object {target[:12]}…", "sha256")
+            name = _PREFIXES.get(facts.kind, "") + facts.digest
+            if facts.digest and name in names:
+                candidates.setdefault(name, []).append(target)
+        for name, found in candidates.items():
+            self._try(name, sorted(found, key=self._preference, reverse=True))
+
+    def _preference(self, target: str) -> tuple[int, int, str]:
+        """Of several objects with one content the one that names most, and has most links behind it."""
+        facts = self._streams.facts(target, "", "")
+        linked = sum(behind in self._streams.names for _, behind in facts.named)
+        return len(facts.named), linked, target
+
+    def _try(self, name: str, candidates: Sequence[str]) -> None:
+        path = f"streams/{name}"
+        self.there.add(path)
+        for target in candidates:
+            if path not in self._planned and self._is_whole(self._streams.facts(target, path, "sha256"), set()):
+                self._planned[path] = LinkRepair(path, target, self._old(path))
+                self._streams.adopt(name, target)
+
+    def _old(self, path: str) -> str | None:
+        target = self._report.links.broken.get(path)
+        return layout.object_link(ObjectId.trusted(target)) if target is not None else None
+
+    def _is_whole(self, facts: StreamFacts, seen: set[str]) -> bool:
+        """Whether everything behind a stream is there, and the streams themselves measure right.
+
+        A link to less would tell a pull that it need not fetch what is missing.
+        """
+        if facts.object in seen:
+            return True
+        seen.add(facts.object)
+        if not facts.whole or facts.findings or not self._measures(facts.object):
+            return False
+        for key, target in facts.named:
+            if not key.startswith(EROFS_KEY):
+                behind = self._streams.facts(target, f"{key} of object {facts.object[:12]}…", "sha256")
+                if not self._is_whole(behind, seen):
+                    return False
+        return True
+
+    def _measures(self, target: str) -> bool:
+        try:
+            return objects.measure_object(self._repo, target) == target
+        except OSError:
+            return False
+
+
+def _depth(link: LinkRepair) -> tuple[int, str]:
+    """Layers and images, then configs, then manifests: a collector must not find the one without the other."""
+    name = link.path.partition("/")[2]
+    return 2 if name.startswith("oci-manifest-") else 1 if name.startswith("oci-config-") else 0, link.path
+
+
+def _unlinked_streams(repo: ReadRepo, report: Report) -> Iterator[str]:
+    """Objects that begin as a small splitstream does, and that no link names."""
+    linked = set(report.links.streams.values()) | set(report.links.images.values())
+    for target in sorted(set(report.objects) - linked):
+        try:
+            fd = repo.open_object(ObjectId.trusted(target), "fsck")
+        except CfsTagsError:
+            continue
+        try:
+            start = os.read(fd, 32)
+            small = os.fstat(fd).st_size <= _MAX_DOCUMENT_STREAM
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
+        if small and (start.startswith(_MAGIC) or start[18:].startswith(_MAGIC)):
+            yield target
+
+
+# -- doing -------------------------------------------------------------------------------------------------------------
+
+
+def repair(
+    repo: WriteRepo,
+    *,
+    content: bool = False,
+    owners: Sequence[str] = (),
+    dry_run: bool = False,
+    note: Note = NO_NOTE,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> Repaired:
+    """Check a repository, and repair what can be repaired without losing anything.
+
+    The check is made under the shared lock, content included; only where there is something to repair the metadata is
+    checked again, planned for and repaired under the exclusive lock.
+
+    Args:
+        repo: where.
+        content: read every byte, as in :func:`fsck`.
+        owners: owners, besides ``app``, whose refs may be taken out.
+        dry_run: only plan.
+        note: for the reflog.
+        jobs: as in :func:`fsck`.
+        progress: as in :func:`fsck`.
+        timeout: seconds to wait for locks.
+
+    Raises:
+        LockTimeout, LockConflict: a lock was not to be had.
+        SystemFailure: the system refused; run again, it goes on where it was.
+    """
+    report = fsck(repo, content=content, jobs=jobs, progress=progress, timeout=timeout)
+    first = plan(repo, report, owners=owners)
+    if dry_run or first.empty:
+        return Repaired(report, first, _marked(report.findings, first, report))
+    reports: list[Report] = []
+
+    def planner() -> RepairPlan:
+        reports.append(check(repo, jobs=jobs))
+        return plan(repo, reports[-1], owners=owners)
+
+    done, _ = refs.transact(
+        repo, planner, note, timeout, exclusive=True, prepare=lambda made: _execute(repo, made, reflog.timestamp())
+    )
+    last = reports[-1]
+    done = done._replace(recovers=first.recovers)
+    seen = {(one.code, one.path) for one in last.findings}
+    findings = [
+        # what the check after the recovery no longer found went with it
+        one if one.code in _CONTENT or (one.code, one.path) in seen else one._replace(repaired=True)
+        for one in report.findings
+    ]
+    known = {(one.code, one.path) for one in findings}
+    findings += [one for one in last.findings if (one.code, one.path) not in known]
+    return Repaired(last, done, _marked(in_order(findings), done, last))
+
+
+_CONTENT = ("wrong-object-digest", "wrong-layer-digest", "unreadable")
+"""Codes that the check under the exclusive lock, which reads metadata alone, cannot find again."""
+
+
+def _marked(findings: Sequence[Finding], made: RepairPlan, report: Report) -> tuple[Finding, ...]:
+    """Findings with those that the plan mends marked."""
+    links = {link.path for link in made.links}
+    mended = {(code, path) for path in links for code in ("missing-link", "broken-link")}
+    mended |= {(ref.code, ref.path) for ref in made.refs}
+    mended |= {(ref.code, ref.path) for ref in report.roots.broken if _leads_to(ref) in links}
+    recovered = ("pending-transaction", "left-over-file") if made.recovers else ()
+    return tuple(
+        one._replace(repaired=one.repaired or one.code in recovered or (one.code, one.path) in mended) for one in findings
+    )
+
+
+def _execute(repo: WriteRepo, made: RepairPlan, time: str) -> None:
+    """All but the refs; the caller holds the locks, and changes the refs afterwards."""
+    try:
+        if made.links:
+            fsops.sync_filesystem(repo.fd)  # what the links lead to, first
+            depth = 0
+            for link in made.links:
+                if _depth(link)[0] != depth:
+                    depth = _depth(link)[0]
+                    fsops.sync(repo.fd, layout.STREAMS)
+                _make(repo, link)
+            for tree in sorted({link.path.partition("/")[0] for link in made.links}):
+                fsops.sync(repo.fd, tree)
+        for ref in made.refs:
+            quarantine.keep(repo, ref, time)
+        if made.refs:
+            fsops.sync(repo.fd, quarantine.DIRECTORY)
+        for file in made.spent:
+            with suppress(FileNotFoundError):
+                fsops.remove(repo.fd, file)
+    except OSError as error:
+        raise SystemFailure.of(error, "repair", repo.path) from error
+
+
+def _make(repo: WriteRepo, link: LinkRepair) -> None:
+    text = layout.object_link(ObjectId.trusted(link.object))
+    if link.old is None:
+        fsops.make_link(repo.fd, link.path, text)
+        return
+    if repo.read_link(link.path) != link.old:
+        raise FormatError(structure="link", offset=0, wanted=link.old, found="something else", path=link.path)
+    spare = f"{_TMP}/fsck"
+    with suppress(FileNotFoundError):
+        fsops.remove(repo.fd, spare)
+    fsops.make_link(repo.fd, spare, text)
+    fsops.rename(repo.fd, spare, link.path)

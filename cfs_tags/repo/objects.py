@@ -1,0 +1,260 @@
+"""Storing many objects: each once, whole, and with fs-verity where the repository is secure.
+
+An object is written to a file without a name, which gets its name when its digest is known; what is not finished
+vanishes with its descriptor.  Nothing is synced: who names what was stored here (a link in ``streams/``) has
+:func:`cfs_tags.repo.fsops.sync_filesystem` done first, once for all.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cfs_tags.errors import FormatError, SystemFailure
+from cfs_tags.formats import fsverity, layout
+from cfs_tags.repo import fsops, verity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from _typeshed import ReadableBuffer as Buffer
+
+    from cfs_tags.repo.store import WriteRepo
+    from cfs_tags.values import ObjectId
+
+__all__ = ["ObjectStore", "ObjectWriter", "Scratch"]
+
+
+class ObjectStore:
+    """Adds objects to a repository.
+
+    An object that is there already is taken for what its name says, if it has the right size: a crash leaves shorter
+    ones, because nothing is synced before it is named.  In a secure repository it must also have fs-verity with the digest
+    that is its name, without which the kernel would not mount it.  Others are replaced.
+
+    Attributes:
+        written: objects that were not there before.
+        written_bytes: bytes of those.
+    """
+
+    def __init__(self, repo: WriteRepo) -> None:
+        self.written = 0
+        self.written_bytes = 0
+        self._repo = repo
+        self._fd = repo.fd
+        self._secure = repo.is_secure
+        self._made: set[str] = set()
+
+    def add(self, data: Buffer) -> ObjectId:
+        """Store bytes, and give the name that they have from now on.
+
+        Raises:
+            SystemFailure: the system refused.
+            FormatError: something else than a file has the place of the object.
+        """
+        size = memoryview(data).nbytes
+        object_id = fsverity.measure(data, self._repo.algorithm)
+        if self.has(object_id, size):
+            return object_id
+        try:
+            fd = fsops.open_unnamed(self._fd, self._home(), self._repo.owner)
+            try:
+                fsops.write(fd, data)
+                fd = self.sealed(fd)
+                self.adopt(fd, object_id, size)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self.failure(error, object_id) from error
+        return object_id
+
+    def writer(self) -> ObjectWriter:
+        """For an object that comes in pieces."""
+        return ObjectWriter(self, self._repo)
+
+    def has(self, object_id: ObjectId, size: int) -> bool:
+        """Whether the object is there in full, and has fs-verity where it must."""
+        path = layout.object_path(object_id)
+        try:
+            status = os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+            return status.st_size == size and (not self._secure or self._is_guarded(path, object_id))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self.failure(error, object_id) from error
+
+    def _is_guarded(self, path: str, object_id: ObjectId) -> bool:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
+        try:
+            return verity.verity_digest(fd) == object_id
+        finally:
+            os.close(fd)
+
+    def open_unnamed(self) -> int:
+        """A descriptor of a file without a name on the repository's file system, for writing."""
+        return fsops.open_unnamed(self._fd, self._home(), self._repo.owner)
+
+    def _home(self) -> str:
+        if not self._made:
+            self._repo.make_directories(layout.OBJECTS)
+            self._made.add("")
+        return layout.OBJECTS
+
+    def sealed(self, fd: int) -> int:
+        """The descriptor to go on with once a file is written: measured by the kernel where the repository is secure."""
+        if not self._secure:
+            return fd
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(fd)  # the kernel measures no file that somebody has open for writing
+        return reader
+
+    def adopt(self, fd: int, object_id: ObjectId, size: int) -> None:
+        """Give a sealed file its name."""
+        if self._secure:
+            fsops.enable_verity(fd, self._repo.algorithm.number)
+        path = layout.object_path(object_id)
+        parent = object_id[:2]
+        if parent not in self._made:
+            fsops.make_directory(self._fd, f"{layout.OBJECTS}/{parent}", self._repo.owner)
+            self._made.add(parent)
+        if not fsops.adopt_object(fd, self._fd, path) and not self.has(object_id, size):
+            self._replace(fd, path)
+        self.written += 1
+        self.written_bytes += size
+
+    def _replace(self, fd: int, path: str) -> None:
+        """Put the file in the place of one that a crash cut short, or that has no fs-verity and needs it."""
+        if not self._repo.is_file(path):
+            raise FormatError(
+                structure="file system",
+                offset=0,
+                wanted="a regular file",
+                found="something else",
+                path=os.path.join(self._repo.path, path),
+            )
+        self._repo.make_directories(f"{layout.STATE}/tmp")
+        spare = f"{layout.STATE}/tmp/object-{os.getpid()}"
+        with suppress(FileNotFoundError):
+            fsops.remove(self._fd, spare)
+        fsops.adopt_object(fd, self._fd, spare)
+        fsops.rename(self._fd, spare, path)
+
+    def failure(self, error: OSError, object_id: str) -> SystemFailure:
+        """What it means that the system refused to store an object."""
+        path = os.path.join(self._repo.path, layout.OBJECTS, object_id[:2], object_id[2:])
+        return SystemFailure.of(error, "write", path)
+
+
+class ObjectWriter:
+    """An object that comes in pieces, and is measured while it is written.  Close it, or use it as a context manager.
+
+    Attributes:
+        size: bytes so far.
+    """
+
+    def __init__(self, store: ObjectStore, repo: WriteRepo) -> None:
+        self.size = 0
+        self._store = store
+        self._measurer = fsverity.Measurer(repo.algorithm)
+        try:
+            self._fd = store.open_unnamed()
+        except OSError as error:
+            raise store.failure(error, "") from error
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
+        try:
+            fsops.write(self._fd, data)
+        except OSError as error:
+            raise self._store.failure(error, "") from error
+        self._measurer.update(data)
+        self.size += memoryview(data).nbytes
+
+    def finish(self) -> ObjectId:
+        """Give the object its name.  The writer is used up.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
+        object_id = self._measurer.digest()
+        try:
+            if not self._store.has(object_id, self.size):
+                self._fd = self._store.sealed(self._fd)
+                self._store.adopt(self._fd, object_id, self.size)
+        except OSError as error:
+            raise self._store.failure(error, object_id) from error
+        finally:
+            self.close()
+        return object_id
+
+    def close(self) -> None:
+        """Let go of the file: what has no name by now is gone.  Harmless when repeated."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with suppress(OSError):
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Scratch:
+    """Bytes that are put aside in a file without a name, so that memory stays bounded.
+
+    Attributes:
+        size: bytes that were put in.
+    """
+
+    _PIECE = 256 << 10
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.size = 0
+        self._store = store
+        self._fd = -1
+
+    def write(self, data: Buffer) -> None:
+        """Put bytes in.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
+        try:
+            if self._fd < 0:
+                self._fd = self._store.open_unnamed()
+            fsops.write(self._fd, data)
+        except OSError as error:
+            raise self._store.failure(error, "") from error
+        self.size += memoryview(data).nbytes
+
+    def take(self) -> Iterator[bytes]:
+        """Everything, in pieces; nothing is left afterwards."""
+        if self._fd < 0:
+            return
+        try:
+            reader = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                while piece := os.read(reader, self._PIECE):
+                    yield piece
+            finally:
+                os.close(reader)
+        except OSError as error:
+            raise self._store.failure(error, "") from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of everything.  Harmless when repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self.size = -1, 0
+

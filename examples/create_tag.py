@@ -1,0 +1,37 @@
+"""Make or move a tag without overwriting anybody: create_tag.py REPOSITORY NAME TARGET
+
+The value that was seen is the one that is expected: if somebody else moves the tag between the look and the change, the
+change is refused and theirs stays.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from cfs_tags import Repository, tagging, tags
+from cfs_tags.errors import CfsTagsError, ExpectationFailed
+from cfs_tags.repo.refs import ABSENT, Note
+
+
+def main(path: str, name: str, target: str) -> int:
+    """Print what was done."""
+    with Repository.open(path, write=True) as repo:
+        seen = tags.find(repo, name)
+        before = tags.digest_of(seen) if seen is not None else ABSENT
+        try:
+            done = tagging.create(repo, name, target, expected=before, note=Note(reason="an example"), timeout=10)
+        except ExpectationFailed as error:
+            print(f"{name} was moved to {error.found} meanwhile; nothing was changed")
+            return error.status
+        print(f"{done.name}: {done.done}, {done.old or ABSENT} -> {done.new}")
+        for line in tags.log(repo, name):
+            print(f"{name}@{{{line.number}}} {line.entry.action} {line.new or ABSENT}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except CfsTagsError as error:
+        print(error, f"({error.hint})" if error.hint else "", file=sys.stderr)
+        sys.exit(error.status)
