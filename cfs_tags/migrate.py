@@ -20,7 +20,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.deploying import plan_parts
+from cfs_tags.deploying import name_configs, plan_parts
 from cfs_tags.errors import (
     CfsTagsError,
     DeploymentMismatch,
@@ -339,6 +339,7 @@ def migrate(
     def prepare(made: MigratePlan) -> None:
         if made.changes or made.origins:
             _write_record(repo, made)
+            name_configs(repo, made.changes)
 
     made, _ = refs.transact(
         repo, lambda: plan(repo, view, manifests=manifests, write_origin=write_origin), note, timeout, prepare=prepare
@@ -349,10 +350,9 @@ def migrate(
             raise SystemFailure(operation="verify", path=change.path, reason=f"it leads to {found}", errno=0)
     for origin in made.origins:
         _write_origin(view.sysroot.root, origin)
-    if made.changes or made.origins:
-        record = _read_record(repo)
-        if record is not None:
-            _save(repo, record._replace(finished=True))
+    record = _read_record(repo)
+    if record is not None and not record.finished:  # also that of a run that was interrupted after its last change
+        _save(repo, record._replace(finished=True))
     return made
 
 

@@ -111,7 +111,7 @@ def damage(host: Host, name: str, what: str) -> None:
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
-    shapes=st.fixed_dictionaries({name: SHAPES for name in IMAGES}),
+    shapes=st.fixed_dictionaries(dict.fromkeys(IMAGES, SHAPES)),
     booted=st.sampled_from([*IMAGES, None]),
     staged=st.sampled_from([*IMAGES, None]),
     bootc_tags=st.booleans(),
