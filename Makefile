@@ -13,10 +13,11 @@ PIP := -m pip --disable-pip-version-check --no-input --quiet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test vm lint bench clean
 help: ## show what there is
 	@echo 'make demo    run cfs-tag on a copy of the recorded host in examples/'
 	@echo 'make test    linters, types, import contracts and all tests'
+	@echo 'make vm      the tests that need a kernel with fs-verity alone, in a QEMU machine'
 	@echo 'make lint    the linters, types and import contracts alone'
 	@echo 'make bench   measure time and memory of the installed program'
 	@echo 'make clean   remove what make made'
@@ -28,11 +29,14 @@ demo: $(VENV)/installed
 test: lint
 	$(IN)/python -m pytest $(PYTEST_ARGS)
 
+vm: $(VENV)/tools
+	$(IN)/python -m pytest -m vm tests/vm $(PYTEST_ARGS)
+
 lint: $(VENV)/tools
 	$(IN)/ruff check .
 	$(IN)/ruff format --check .
 	$(IN)/mypy
-	$(IN)/lint-imports --no-cache --no-timing
+	$(IN)/lint-imports --no-cache
 
 bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python bench/run.py $(BENCH_ARGS)

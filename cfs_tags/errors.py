@@ -66,6 +66,7 @@ __all__ = [
     "SystemFailure",
     "TagExists",
     "TagNotFound",
+    "TargetExists",
     "TargetNotFound",
     "TransactionAbandoned",
     "UnresolvedDeployment",
@@ -402,6 +403,21 @@ class TagExists(RefusedError):
     @property
     def hint(self) -> str:
         return "--force moves it; --expect DIGEST moves it only from there"
+
+
+class TargetExists(RefusedError):
+    """A file that would have to be replaced."""
+
+    code = "target-exists"
+    path: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.path} exists"
+
+    @property
+    def hint(self) -> str:
+        return "name another file; an archive is not added to"
 
 
 class PlatformNotFound(RefusedError):

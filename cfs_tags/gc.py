@@ -17,19 +17,21 @@ import os
 import re
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire
 from cfs_tags.errors import BrokenRoots, CfsTagsError, IncompleteTarget, SystemFailure, UnresolvedDeployment
 from cfs_tags.formats import layout
 from cfs_tags.lookup import ref_state
-from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects
+from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects, object_directories
 from cfs_tags.repo import fsops, refs
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from cfs_tags.deploying import DeploymentPlan, RetirePlan
     from cfs_tags.marking import Problem
@@ -37,7 +39,21 @@ if TYPE_CHECKING:
     from cfs_tags.sysroot import SysrootView
     from cfs_tags.values import DeploymentId
 
-__all__ = ["DEFAULT_TIMEOUT", "SLICE", "GcOptions", "GcPlan", "GcResult", "Swept", "collect", "plan"]
+__all__ = [
+    "BATCH",
+    "DEFAULT_TIMEOUT",
+    "SLICE",
+    "GcOptions",
+    "GcPlan",
+    "GcResult",
+    "RefsPlan",
+    "Swept",
+    "collect",
+    "plan",
+    "plan_deployments",
+    "plan_expiry",
+    "plan_refs",
+]
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds that a collection waits for its locks."""
@@ -45,8 +61,14 @@ SLICE = 0.3
 """Seconds that the exclusive lock is held for deletions at a time."""
 PAUSE = 0.005
 """Seconds between two slices."""
-_THREADS = 8
-_BATCH = 64
+THREADS = 8
+"""Threads that delete at a time: a deletion waits for the disk."""
+BATCH = 64
+"""Objects that one thread deletes between two looks at the clock."""
+_TICK = 20_000_000
+"""Nanoseconds by which the clock of a file system may be behind: it goes by ticks."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_EXPIRY_DIRECTORY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _EXPIRY = re.compile(rf"{layout.OUR_REFS}/(?:leases|trash)/(\d{{8}}T\d{{6}}Z)\.\d+/[^/]+", re.ASCII)
 
 
@@ -121,32 +143,45 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
         BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for.
         UnresolvedDeployment: a deployment has no ref and cannot be given one, and ``image_only`` was not asked for.
     """
-    changes = list(plan_expiry(repo))
-    adopted: tuple[DeploymentId, ...] = ()
-    retired = None
-    if view is not None:
-        adoption = plan_deployments(repo, view, image_only=options.image_only)
-        adopted = adoption.ids
-        retired = plan_retire(repo, view, grace=options.retire_grace)
-        changes.extend([*adoption.changes, *retired.changes])
+    first = plan_refs(repo, view, image_only=options.image_only, retire_grace=options.retire_grace)
     snapshot = Snapshot.read(repo)
-    for change in changes:
-        if change.new is None:
-            snapshot.refs.pop(change.path, None)
-        else:
-            snapshot.refs[change.path] = change.new
-    stamp = time.time_ns() - 10_000_000
-    marker = _mark(repo, snapshot, options, stamp, changes)
+    snapshot.change(first.changes)
+    stamp = time.time_ns() - _TICK
+    marker, pruned = _mark(repo, snapshot, options, stamp)
+    snapshot.change(pruned)
     dead = _dead_links(repo, snapshot, marker)
+    streams = sum(path.startswith(layout.STREAMS) for path, _ in dead)
     swept = _count_dead(repo, marker.live, _limit(options, stamp), options.free_bytes)
-    swept = swept.plus(Swept(streams=sum(path.startswith(layout.STREAMS) for path, _ in dead)))
-    swept = swept.plus(Swept(images=sum(path.startswith(layout.IMAGES) for path, _ in dead)))
-    return GcPlan(tuple(changes), adopted, retired, swept, len(marker.live), marker.found())
+    swept = swept.plus(Swept(streams=streams, images=len(dead) - streams))
+    changes = (*first.changes, *pruned)
+    return GcPlan(changes, first.adopted, first.retired, swept, len(marker.live), marker.found())
+
+
+class RefsPlan(NamedTuple):
+    """What a collection does with refs before it marks: expiry, then adoption and retiring where there is a sysroot."""
+
+    changes: tuple[RefChange, ...]
+    adopted: tuple[DeploymentId, ...]
+    retired: RetirePlan | None
+
+
+def plan_refs(repo: ReadRepo, view: SysrootView | None, *, image_only: bool = False, retire_grace: float = GRACE) -> RefsPlan:
+    """The refs that a collection would make and remove first.
+
+    Raises:
+        UnresolvedDeployment: as :func:`plan_deployments`.
+    """
+    expired = tuple(plan_expiry(repo))
+    if view is None:
+        return RefsPlan(expired, (), None)
+    adoption = plan_deployments(repo, view, image_only=image_only)
+    retired = plan_retire(repo, view, grace=retire_grace)
+    return RefsPlan((*expired, *adoption.changes, *retired.changes), adoption.ids, retired)
 
 
 def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]:
     """Removal of leases and trash whose time is over."""
-    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if now is None else now))
+    moment = _moment(now)
     for top in (layout.LEASES, layout.TRASH):
         for path, link in refs.walk(repo, top):
             match = _EXPIRY.fullmatch(path)
@@ -154,23 +189,34 @@ def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]
                 yield RefChange(path, link, None, "expire")
 
 
+def _moment(now: float | None = None) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if now is None else now))
+
+
 def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = False) -> DeploymentPlan:
     """Adoption, and for what cannot be adopted the image part alone.
 
+    A deployment whose ref has the manifest is resolved, and one with the image alone was decided about before.
+
     Raises:
-        UnresolvedDeployment: such a deployment, and ``image_only`` is not set.
+        UnresolvedDeployment: there are others, and ``image_only`` is not set; names all of them.
     """
     adoption = plan_adoption(repo, view)
     changes = list(adoption.changes)
     ids = list(adoption.ids)
+    unresolved = []
     for name in view.seen:
-        if name in adoption.ids or ref_state(repo, name).status == "complete":
+        if name in adoption.ids:
             continue
+        state = ref_state(repo, name)
+        if state.manifest is not None or state.status == "image-only":
+            continue  # where a part of it leads nowhere, marking says so
         here = repo.image_object(name) is not None
         if not here and "state" not in view.seen[name]:
             continue  # another system's boot entry
         if not image_only:
-            raise UnresolvedDeployment(deployment=name, notes=("it has no complete ref, and none can be made",))
+            unresolved.append(name)
+            continue
         try:
             parts = plan_parts(repo, name, None, "adopt")
         except IncompleteTarget:
@@ -178,80 +224,103 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         if parts:
             changes.extend(parts)
             ids.append(name)
+    if unresolved:
+        others = [f"so it is with {name}" for name in unresolved[1:]]
+        notes = ("it has no ref and none can be made, so that its content would be collected", *others)
+        raise UnresolvedDeployment(deployment=unresolved[0], notes=notes)
     return adoption._replace(changes=tuple(changes), ids=tuple(ids))
 
 
-def _mark(repo: ReadRepo, snapshot: Snapshot, options: GcOptions, stamp: int, changes: list[RefChange]) -> Marker:
+def _mark(
+    repo: ReadRepo, snapshot: Snapshot, options: GcOptions, stamp: int, more: Sequence[RefChange] = ()
+) -> tuple[Marker, list[RefChange]]:
+    """Mark from all roots, and name the referrers that are none (only with ``prune_referrers``).
+
+    ``more`` are refs that could not be made yet: roots all the same.
+    """
     marker = Marker(repo, snapshot)
-    roots = dict(snapshot.refs)
-    if options.prune_referrers:
-        pruned = _prune(repo, snapshot, marker)
-        for path in pruned:
-            changes.append(RefChange(path, roots.pop(path), None, "prune"))
-            snapshot.refs.pop(path)
-    marker.mark(roots.items())
+    marker.mark((change.path, change.new) for change in more if change.new is not None)
     named = Snapshot({}, {}, {})
     for name in options.roots:
         for links, mine in ((snapshot.streams, named.streams), (snapshot.images, named.images)):
             if name in links:
                 mine[name] = links[name]
+    marker.mark_links(named, needed=True)
     if options.grace:
-        limit = stamp - int(options.grace * 1e9)
+        limit = _limit(options, stamp)
+        young = Snapshot({}, {}, {})
         for tree, links, mine in (
-            (layout.STREAMS, snapshot.streams, named.streams),
-            (layout.IMAGES, snapshot.images, named.images),
+            (layout.STREAMS, snapshot.streams, young.streams),
+            (layout.IMAGES, snapshot.images, young.images),
         ):
             mine.update({name: link for name, link in links.items() if _changed(repo, tree, name, link) >= limit})
-    marker.mark_links(named)
+        marker.mark_links(young)
+    pruned = []
+    if options.prune_referrers:
+        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker)]
+    else:
+        marker.mark(snapshot.refs.items())
     problems = marker.found()
     if problems and not options.keep_broken:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
-    return marker
+    return marker, pruned
 
 
-def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[str]:
-    """Referrers whose subject was here and is dead, to a fixed point: a signature may itself be signed."""
-    top = f"{layout.REFERRERS}/"
+def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
+    """Mark from all refs but the referrers whose subject was here and is dead: those are the answer, path and link.
+
+    To a fixed point: a signature may itself be signed, and may name another image.
+    """
+    was_here = _was_here(repo, snapshot)
     waiting: dict[str, str] = {}
     first: list[tuple[str, str]] = []
     for path, link in snapshot.refs.items():
-        subject = path[len(top) :].partition("/")[0] if path.startswith(top) else None
-        if subject is None or not _was_here(repo, snapshot, subject):
+        subject = _subject(path)
+        if subject is None or subject not in was_here:
             first.append((path, link))
         else:
             waiting[path] = link
     marker.mark(first)
     while True:
-        ready = [(path, link) for path, link in waiting.items() if _subject_lives(repo, snapshot, marker, path[len(top) :])]
+        ready = [(path, link) for path, link in waiting.items() if _subject_lives(repo, snapshot, marker, path)]
         if not ready:
-            return list(waiting)
+            return list(waiting.items())
         for path, _ in ready:
             del waiting[path]
         marker.mark(ready)
 
 
-def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, relative: str) -> bool:
-    link = snapshot.streams.get(f"oci-manifest-{relative.partition('/')[0]}")
+def _subject(path: str) -> str | None:
+    """The digest that a referrer is about, by its path; None for other refs."""
+    top, _, rest = path[: len(layout.REFERRERS)], path[len(layout.REFERRERS) :][:1], path[len(layout.REFERRERS) + 1 :]
+    return rest.partition("/")[0] if top == layout.REFERRERS and "/" in rest else None
+
+
+def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, path: str) -> bool:
+    link = snapshot.streams.get(f"oci-manifest-{_subject(path)}")
     return link is not None and _is_live(repo, marker.live, link)
 
 
-def _was_here(repo: ReadRepo, snapshot: Snapshot, subject: str) -> bool:
-    """Whether a subject was ever in this repository: it still has its link, or a tag named it once."""
-    if f"oci-manifest-{subject}" in snapshot.streams:
-        return True
+def _was_here(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
+    """Manifests that are or were in this repository: they still have their link, or a ref led to them once."""
     from cfs_tags.repo import reflog
 
-    needle = f"oci-manifest-{subject}"
-    return any(
-        (entry.old or "").endswith(needle) or (entry.new or "").endswith(needle) for entry in reflog.all_entries(repo).entries
-    )
+    start = "oci-manifest-"
+    names = set(snapshot.streams)
+    for entry in reflog.all_entries(repo).entries:
+        names.update(link.rpartition("/")[2] for link in (entry.old, entry.new) if link is not None)
+    return {name[len(start) :] for name in names if name.startswith(start)}
 
 
 def _changed(repo: ReadRepo, tree: str, name: str, link: str) -> int:
-    """When the object behind a link was last changed, in nanoseconds since 1970; 0 where there is none."""
+    """When a link was made or the object behind it was last changed, whichever is later, in nanoseconds since 1970.
+
+    0 where there is no object: then there is nothing to keep.
+    """
     try:
         path = layout.object_path(layout.object_of_link(link, repo.algorithm, f"{tree}/{name}"))
-        return os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_ctime_ns
+        changed = os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_ctime_ns
+        return max(changed, os.stat(f"{tree}/{name}", dir_fd=repo.fd, follow_symlinks=False).st_ctime_ns)
     except (OSError, CfsTagsError):
         return 0
 
@@ -284,7 +353,7 @@ def _limit(options: GcOptions, stamp: int) -> int:
 
 
 def _count_dead(repo: ReadRepo, live: set[int], limit: int, free_bytes: int | None) -> Swept:
-    parents = sorted(repo.names(layout.OBJECTS) or ())
+    parents = object_directories(repo)
     if free_bytes is not None:
         total = Swept()
         for parent in parents:
@@ -361,27 +430,108 @@ def collect(
         LockTimeout: the lock was not to be had; what was deleted by then is gone, the next run goes on.
         SystemFailure: the system refused; likewise.
     """
+    try:
+        return _collect(repo, options, read_view, note, timeout, progress)
+    except SystemFailure as error:
+        if error.errno not in _FULL:
+            raise
+        full = error
+    # A full disk must not keep a collector from making room.  No ref is made now, but those that were to be made are roots;
+    # what has run out goes without a word in the log.  With some room the rest is done as always.
+    made = _collect(repo, options, read_view, note, timeout, progress, full=True)
+    if not made.swept.objects and not made.changes:
+        raise full
+    if made.stopped is not None:
+        return made
+    try:
+        again = _collect(repo, options, read_view, note, timeout, progress)
+    except SystemFailure as error:
+        if error.errno not in _FULL or read_view is not None:
+            raise  # a deployment may be without its ref
+        return made._replace(stopped="the disk is still full: refs are left as they are")
+    return again._replace(
+        changes=(*made.changes, *again.changes), swept=made.swept.plus(again.swept), slices=made.slices + again.slices
+    )
+
+
+def _collect(
+    repo: WriteRepo,
+    options: GcOptions,
+    read_view: Callable[[], SysrootView] | None,
+    note: Note,
+    timeout: float,
+    progress: Callable[[int, int], None] | None,
+    *,
+    full: bool = False,
+) -> GcResult:
     adopted: tuple[DeploymentId, ...] = ()
     retired = None
     changes: list[RefChange] = []
+    unmade: tuple[RefChange, ...] = ()
     if read_view is not None:
         view = read_view()
-        plan_deployments(repo, view, image_only=options.image_only)  # refuses before anything is changed
-        if options.image_only:
-            made, _ = refs.transact(repo, lambda: plan_deployments(repo, view, image_only=True), note, timeout)
+        wanted = plan_deployments(repo, view, image_only=options.image_only)  # refuses before anything is changed
+        if full:
+            unmade = wanted.changes
         else:
-            made = adopt(repo, view, note=note, timeout=timeout)
-        adopted = made.ids
-        retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
-        changes.extend([*made.changes, *retired.changes])
+            if options.image_only:
+                made, _ = refs.transact(repo, lambda: plan_deployments(repo, view, image_only=True), note, timeout)
+            else:
+                made = adopt(repo, view, note=note, timeout=timeout)
+            adopted = made.ids
+            retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
+            changes.extend([*made.changes, *retired.changes])
     sweep = _Sweep(repo, options, timeout, progress)
+    if full:
+        changes.extend(_expire_unlogged(repo))
+    else:
+        changes.extend(_expire(repo, note, timeout))
     with repo.locked("shared", timeout):
-        changes.extend(sweep.mark(note, timeout))
+        pruned = sweep.mark(unmade)
+    if pruned and not full:
+        changes.extend(sweep.prune(pruned, note, timeout))
     return sweep.run(changes, adopted, retired)
 
 
 class _Changes(NamedTuple):
     changes: tuple[RefChange, ...]
+
+
+def _expire(repo: WriteRepo, note: Note, timeout: float) -> tuple[RefChange, ...]:
+    """Remove leases and trash whose time is over, and the directories that they leave."""
+
+    def planned() -> _Changes:
+        _clear_directories(repo)
+        return _Changes(tuple(plan_expiry(repo)))
+
+    made, _ = refs.transact(repo, planned, note, timeout)
+    if made.changes:
+        refs.transact(repo, planned, note, timeout)
+    return made.changes
+
+
+def _clear_directories(repo: WriteRepo) -> None:
+    """Remove directories of leases and trash whose time is over and that are empty; the refs lock is held."""
+    moment = _moment()
+    for top in (layout.LEASES, layout.TRASH):
+        for name in repo.names(top) or ():
+            match = _EXPIRY_DIRECTORY.fullmatch(name)
+            if match is not None and match[1] <= moment:
+                with suppress(OSError):  # not empty, most often
+                    fsops.remove_directory(repo.fd, f"{top}/{name}")
+
+
+def _expire_unlogged(repo: WriteRepo) -> Iterator[RefChange]:
+    """The same without a journal and a log, for which there is no room: a path that has run out is never used again."""
+    for change in list(plan_expiry(repo)):
+        try:
+            fsops.remove(repo.fd, change.path)
+            fsops.sync(repo.fd, change.path.rpartition("/")[0])
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SystemFailure.of(error, "delete", os.path.join(repo.path, change.path)) from error
+        yield change
 
 
 class _Sweep:
@@ -398,48 +548,63 @@ class _Sweep:
         self._progress = progress
         self._swept = Swept()
         self._slices = 0
+        self._stop = False
 
-    def mark(self, note: Note, timeout: float) -> list[RefChange]:
-        """Remove refs whose time is over, and mark; the shared lock is held."""
-        gone: list[RefChange] = []
-        expired, _ = refs.transact(self._repo, lambda: _Changes(tuple(plan_expiry(self._repo))), note, timeout)
-        gone.extend(expired.changes)
+    def mark(self, unmade: Sequence[RefChange]) -> list[RefChange]:
+        """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead."""
         stamp = self._stamp()
         self._snapshot = Snapshot.read(self._repo)
-        pruned: list[RefChange] = []
-        self._marker = _mark(self._repo, self._snapshot, self._options, stamp, pruned)
-        if pruned:
-            refs.transact(self._repo, lambda: _Changes(tuple(pruned)), note, timeout)
-            gone.extend(pruned)
+        self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade)
         self._dead = _dead_links(self._repo, self._snapshot, self._marker)
         self._limit = _limit(self._options, stamp)
-        self._parents = sorted(self._repo.names(layout.OBJECTS) or (), reverse=True)
+        self._parents = object_directories(self._repo)[::-1]
         self._total = len(self._parents)
-        return gone
+        return pruned
+
+    def prune(self, found: Sequence[RefChange], note: Note, timeout: float) -> tuple[RefChange, ...]:
+        """Remove referrers, under the exclusive lock: those whose subject got a ref since the marks stay."""
+
+        def planned() -> _Changes:
+            self._look_again()
+            waiting = {change.path: change for change in found if self._snapshot.refs.get(change.path) == change.old}
+            while True:
+                ready = [path for path in waiting if _subject_lives(self._repo, self._snapshot, self._marker, path)]
+                if not ready:
+                    return _Changes(tuple(waiting.values()))
+                self._keep({path: str(waiting.pop(path).old) for path in ready})
+
+        made, _ = refs.transact(self._repo, planned, note, timeout, exclusive=True)
+        self._snapshot.change(made.changes)
+        return made.changes
 
     def _stamp(self) -> int:
         """Now, by the clock of the file system: the one that dates objects."""
         path = f"{layout.STATE}/gc.stamp"
-        self._repo.make_directories(layout.STATE)
         try:
-            fsops.replace_file(self._repo.fd, path, b"", f"{path}.new", self._repo.owner)
+            self._repo.make_directories(layout.STATE)
+            with suppress(FileExistsError):
+                fsops.create_file(self._repo.fd, path, b"", self._repo.owner)
+            fsops.truncate(self._repo.fd, path, 0)  # dates it, empty as it is
             return os.stat(path, dir_fd=self._repo.fd).st_ctime_ns
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return time.time_ns() - 1_000_000_000  # a full disk must not keep a collector from making room
+            if error.errno in _FULL:
+                return time.time_ns() - _TICK
             raise SystemFailure.of(error, "write", os.path.join(self._repo.path, path)) from error
+        except SystemFailure as error:
+            if error.errno in _FULL:
+                return time.time_ns() - _TICK
+            raise
 
     def run(self, changes: list[RefChange], adopted: tuple[DeploymentId, ...], retired: RetirePlan | None) -> GcResult:
         """Slices until nothing dead is left."""
         stopped = None
-        with ThreadPoolExecutor(_THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             while self._dead or self._parents:
                 with self._repo.locked("exclusive", self._timeout):
                     self._slices += 1
                     self._look_again()
-                    deadline = time.monotonic() + SLICE
                     try:
-                        self._slice(pool, deadline)
+                        self._slice(pool, time.monotonic() + SLICE)
                     except OSError as error:
                         raise SystemFailure.of(error, "delete in", self._repo.path) from error
                 if self._enough():
@@ -461,18 +626,23 @@ class _Sweep:
         )
 
     def _look_again(self) -> None:
-        """What links were made since the marks keeps what it leads to."""
+        """What links and refs were made since the marks keeps what it leads to."""
         now = Snapshot.read(self._repo)
         new = now.since(self._snapshot)
         self._snapshot = now
         if new.empty:
             return
-        known = set(self._marker.problems)
         self._marker.update(now)
-        self._marker.mark(new.refs.items())
         self._marker.mark_links(new)
+        self._keep(new.refs)
+
+    def _keep(self, roots: Mapping[str, str]) -> None:
+        known = set(self._marker.problems)
+        self._marker.mark(roots.items())
         if not self._options.keep_broken and set(self._marker.problems) - known:
-            raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in self._marker.found()))
+            problems = tuple((problem.message, problem.refs) for problem in self._marker.found())
+            if problems:
+                raise BrokenRoots(problems=problems)
         self._dead = [(path, link) for path, link in self._dead if not _is_live(self._repo, self._marker.live, link)]
 
     def _slice(self, pool: ThreadPoolExecutor, deadline: float) -> None:
@@ -486,9 +656,26 @@ class _Sweep:
                 self._take(self._parents[-1], self._sweep_directory(self._parents[-1], deadline))
             return
         while self._parents and time.monotonic() < deadline:
-            batch = self._parents[-_THREADS:]
-            for parent, result in zip(batch, pool.map(lambda one: self._sweep_directory(one, deadline), batch), strict=True):
-                self._take(parent, result)
+            batch = self._parents[-THREADS:]
+            futures: list[Future[tuple[Swept, bool]]] = []
+            try:
+                futures.extend(pool.submit(self._sweep_directory, parent, deadline) for parent in batch)
+                for parent, future in zip(batch, futures, strict=True):
+                    self._take(parent, future.result())
+            finally:
+                self._settle(futures)
+
+    def _settle(self, futures: Sequence[Future[tuple[Swept, bool]]]) -> None:
+        """Wait until nobody deletes any more: without the lock nothing may."""
+        interrupted = None
+        while not all(future.done() for future in futures):
+            self._stop = True
+            try:
+                wait(futures)
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     def _take(self, parent: str, result: tuple[Swept, bool]) -> None:
         swept, finished = result
@@ -523,7 +710,7 @@ class _Sweep:
         wanted = self._options.free_bytes
         try:
             for number, name in enumerate(_dead_names(self._repo, parent, os.listdir(fd), self._marker.live)):
-                if number % _BATCH == 0 and time.monotonic() >= deadline:
+                if number % BATCH == 0 and (self._stop or time.monotonic() >= deadline):
                     return Swept(objects, allocated, size), False
                 try:
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)

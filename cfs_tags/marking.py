@@ -16,18 +16,29 @@ import sys
 from array import array
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError
+from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, FormatError, NotALink
 from cfs_tags.formats import layout
-from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node
+from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node, scan_image_refs
 from cfs_tags.repo import refs
 from cfs_tags.values import ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["Marker", "Problem", "Snapshot", "in_processes", "key_of", "keys_of", "keys_of_names", "names_of_objects"]
+__all__ = [
+    "Marker",
+    "Problem",
+    "Snapshot",
+    "in_processes",
+    "key_of",
+    "keys_of",
+    "keys_of_names",
+    "names_of_objects",
+    "object_directories",
+]
 
 
 R = TypeVar("R")
@@ -64,6 +75,14 @@ class Snapshot(NamedTuple):
             },
         )
 
+    def change(self, changes: Iterable[RefChange]) -> None:
+        """Take changes of refs into account that were made, or would be."""
+        for change in changes:
+            if change.new is None:
+                self.refs.pop(change.path, None)
+            else:
+                self.refs[change.path] = change.new
+
     def since(self, earlier: Snapshot) -> Snapshot:
         """What is new here, or has another target; what went is left out."""
         pairs = zip(self, earlier, strict=True)
@@ -90,7 +109,10 @@ class Marker:
         self._step = repo.algorithm.size // 8
         self._snapshot = snapshot
         self._parents: dict[str, set[str]] = {}
-        self._done: set[str] = set()
+        self._streams: set[ObjectId] = set()
+        self._images: set[ObjectId] = set()
+        self._erofs: set[ObjectId] = set()
+        self._unneeded: set[str] = set()
         self._pending: list[tuple[ObjectId, str]] = []
 
     def update(self, snapshot: Snapshot) -> None:
@@ -111,25 +133,41 @@ class Marker:
                 self._parents.setdefault(path, set()).add(path)
         self._follow()
 
-    def mark_links(self, new: Snapshot) -> None:
-        """Mark what links in ``streams/`` and ``images/`` lead to that were made while a collection was under way."""
-        for tree, links in ((layout.STREAMS, new.streams), (layout.IMAGES, new.images)):
-            for name, link in links.items():
+    def mark_links(self, links: Snapshot, *, needed: bool = False) -> None:
+        """Mark what links in ``streams/`` and ``images/`` lead to.
+
+        Args:
+            links: those that are meant; its refs are left alone.
+            needed: whether it is a problem that something cannot be followed.  Without a ref to it, it is none: the link is
+                young, and what it still leads to stays with it.
+        """
+        for tree, mine in ((layout.STREAMS, links.streams), (layout.IMAGES, links.images)):
+            for name, link in mine.items():
+                path = f"{tree}/{name}"
                 try:
-                    object_id = layout.object_of_link(link, self._repo.algorithm, f"{tree}/{name}")
+                    object_id = layout.object_of_link(link, self._repo.algorithm, path)
                 except DamagedError:
                     continue  # it leads to no object
+                if not needed:
+                    self._unneeded.add(path)
                 if tree == layout.STREAMS:
-                    self._stream(object_id, f"{tree}/{name}")
+                    self._stream(object_id, path)
                 else:
-                    self._image(object_id, f"{tree}/{name}")
+                    self._image(object_id, path)
         self._follow()
 
     def found(self) -> tuple[Problem, ...]:
         """The problems, each with the refs that need what is broken."""
-        return tuple(Problem(message, self._refs_of(what)) for what, message in sorted(self.problems.items()))
+        found = []
+        for what, message in sorted(self.problems.items()):
+            needed_by = self._refs_of(what)
+            if needed_by:
+                found.append(Problem(message, needed_by))
+        return tuple(found)
 
     def _root(self, path: str, link: str) -> None:
+        if not link:
+            raise NotALink(path=path, found="something else")
         name = layout.ref_target(path, link)
         tree = path.partition("/")[0]
         target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
@@ -145,21 +183,22 @@ class Marker:
 
     def _stream(self, object_id: ObjectId, parent: str) -> None:
         self._parents.setdefault(object_id, set()).add(parent)
-        if object_id not in self._done:
-            self._done.add(object_id)
+        if object_id not in self._streams:
+            self._streams.add(object_id)
             self._pending.append((object_id, parent))
 
     def _image(self, object_id: ObjectId, parent: str) -> None:
         self._parents.setdefault(object_id, set()).add(parent)
-        key = f"image {object_id}"  # an image may be named by a config, too, and is not looked into then
-        if key in self._done:
+        if object_id in self._images:
             return
-        self._done.add(key)
+        self._images.add(object_id)
         self.live.add(key_of(object_id))
         try:
             self.add(b"".join(read_image_refs(self._repo, object_id, parent)))
         except CfsTagsError as error:
             self.problems[object_id] = error.message
+            if isinstance(error, FormatError):  # what text in it still names stays
+                self.add(b"".join(scan_image_refs(self._repo, object_id, parent)))
 
     def _follow(self) -> None:
         while self._pending:
@@ -178,8 +217,9 @@ class Marker:
         if name.startswith(EROFS_KEY):
             self.live.add(key_of(target))
             self._parents.setdefault(target, set()).add(parent)
-            if target not in self._done:
-                self._done.add(target)
+            # the same object may be followed as a stream, or as an image that has a ref: each is remembered for itself
+            if target not in self._erofs:
+                self._erofs.add(target)
                 if not self._repo.has_object(target):
                     self.problems[target] = f"EROFS image {target[:12]}… ({name}) is missing"
             return
@@ -208,7 +248,7 @@ class Marker:
             if current in seen:
                 continue
             seen.add(current)
-            if "/" in current:
+            if "/" in current and current not in self._unneeded:
                 found.add(current)
             pending.extend(self._parents.get(current, ()))
         return tuple(sorted(found))
@@ -251,11 +291,15 @@ def keys_of(table: bytes, step: int) -> array[int]:
     return keys
 
 
+def object_directories(repo: ReadRepo) -> list[str]:
+    """The directories of ``objects/`` that have objects in them, in order; other names there are nobody's business."""
+    shape = re.compile("[0-9a-f]{2}", re.ASCII)
+    return sorted(name for name in repo.names(layout.OBJECTS) or () if shape.fullmatch(name))
+
+
 def names_of_objects(repo: ReadRepo, parent: str, names: list[str]) -> tuple[list[str], array[int]]:
     """The names in ``objects/<parent>`` that are of objects, with their keys; a name that is no digest is left out."""
     digits = repo.algorithm.hex_length
-    if len(parent) != 2:
-        return [], array("Q")
     keys = keys_of_names(parent, names, digits)
     if keys is None:
         shape = re.compile(f"[0-9a-f]{{{digits - 2}}}", re.ASCII)

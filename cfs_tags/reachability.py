@@ -14,7 +14,6 @@ contents of an image the scan may find more than the image refers to, never less
 
 from __future__ import annotations
 
-import mmap
 import os
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -22,15 +21,29 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import DamagedError, FormatError, SystemFailure
 from cfs_tags.formats import layout, splitstream
+from cfs_tags.repo import verity
 from cfs_tags.repo.contents import EROFS_KEY
 from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from mmap import mmap
 
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["EROFS_KEY", "Closure", "Graph", "Links", "Node", "Rule", "content_ids", "mapped", "read_image_refs", "read_node"]
+__all__ = [
+    "EROFS_KEY",
+    "Closure",
+    "Graph",
+    "Links",
+    "Node",
+    "Rule",
+    "content_ids",
+    "mapped",
+    "read_image_refs",
+    "read_node",
+    "scan_image_refs",
+]
 
 
 class Rule(Enum):
@@ -52,12 +65,14 @@ class Closure(NamedTuple):
     images: frozenset[str]
     problems: tuple[str, ...]
 
-    def __or__(self, other: Closure) -> Closure:
-        return Closure(
-            self.objects | other.objects,
-            self.streams | other.streams,
-            self.images | other.images,
-            self.problems + other.problems,
+    @classmethod
+    def union(cls, parts: Sequence[Closure]) -> Closure:
+        """All together."""
+        return cls(
+            frozenset().union(*(part.objects for part in parts)),
+            frozenset().union(*(part.streams for part in parts)),
+            frozenset().union(*(part.images for part in parts)),
+            tuple(problem for part in parts for problem in part.problems),
         )
 
     def missing_from(self, other: Closure) -> Closure:
@@ -141,6 +156,14 @@ def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]
         return erofs.scan_object_refs(data, repo.algorithm)
 
 
+def scan_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
+    """The same for a damaged image: what its bytes still name."""
+    from cfs_tags.formats import erofs
+
+    with mapped(repo, object_id, why) as data:
+        return erofs.scan_object_refs(data, repo.algorithm)
+
+
 class Graph:
     """The references of a repository as sets, each object read at most once: for questions about a few roots."""
 
@@ -149,9 +172,27 @@ class Graph:
         self._nodes: dict[ObjectId, tuple[frozenset[bytes], tuple[tuple[str, ObjectId], ...]]] = {}
         self._contents: dict[ObjectId, frozenset[bytes]] = {}
         self._links: Links | None = None
+        self._asked: dict[tuple[str, Rule | None], Closure] = {}
+
+    def forget(self) -> None:
+        """Forget the answers, which are large, and keep what was read."""
+        self._asked.clear()
 
     def of_stream(self, content_id: ContentId, rule: Rule) -> Closure:
         """What a ref to ``streams/<content id>`` keeps alive."""
+        known = self._asked.get((content_id, rule))
+        if known is None:
+            known = self._asked[content_id, rule] = self._of_stream(content_id, rule)
+        return known
+
+    def of_image(self, name: str) -> Closure:
+        """What a ref to ``images/<name>`` keeps alive: the image and the objects of its files."""
+        known = self._asked.get((name, None))
+        if known is None:
+            known = self._asked[name, None] = self._of_image(name)
+        return known
+
+    def _of_stream(self, content_id: ContentId, rule: Rule) -> Closure:
         try:
             object_id = self._repo.stream_object(content_id)
         except DamagedError as error:
@@ -188,8 +229,7 @@ class Graph:
                     pending.append((target, f"{name} of {why}"))
         return Closure(frozenset(objects), frozenset(streams), frozenset(), tuple(problems))
 
-    def of_image(self, name: str) -> Closure:
-        """What a ref to ``images/<name>`` keeps alive: the image and the objects of its files."""
+    def _of_image(self, name: str) -> Closure:
         try:
             object_id = self._repo.image_object(name)
             if object_id is None:
@@ -222,14 +262,14 @@ class Graph:
 
 
 @contextmanager
-def mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap.mmap | bytes]:
+def mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap | bytes]:
     """The bytes of an object, mapped: nothing is copied, whatever its size.  A FormatError is told where they are."""
     fd = repo.open_object(object_id, why)
     try:
         if os.fstat(fd).st_size == 0:
             yield b""
             return
-        mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        mapped = verity.map_file(fd)
     except OSError as error:
         raise SystemFailure.of(error, "read", os.path.join(repo.path, layout.object_path(object_id))) from error
     finally:

@@ -8,13 +8,16 @@ objects are looked at once, however many tags there are.
 from __future__ import annotations
 
 import os
+import stat
 from array import array
+from functools import partial
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import erofs, layout
-from cfs_tags.marking import in_processes, key_of, keys_of, names_of_objects
+from cfs_tags.marking import in_processes, key_of, keys_of, names_of_objects, object_directories
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
 from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, ObjectId
@@ -22,6 +25,7 @@ from cfs_tags.values import ContentId, ObjectId
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
 
 __all__ = ["Owned", "Usage", "Used", "measure"]
@@ -66,17 +70,18 @@ class Usage(NamedTuple):
     problems: tuple[str, ...]
 
 
-def measure(repo: ReadRepo, without: Iterable[str] = ()) -> Usage:
+def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefChange] = ()) -> Usage:
     """Measure the repository; the caller holds its lock shared.
 
     Args:
         repo: where.
         without: names of tags (and ``@deployment/<id>``) whose deletion together is asked about.
+        changes: of refs that a collection would make first: the repository is measured as if they were made.
 
     Raises:
         TagNotFound: there is no such tag.
     """
-    groups = _groups(repo)
+    groups = _groups(repo, changes)
     names = {name: bit for bit, group in enumerate(groups) for name in group.names}
     gone = _gone(groups, names, without)
     reach = _Reach(repo)
@@ -84,7 +89,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = ()) -> Usage:
         for tree, target in group.targets:
             reach.add(tree, target, 1 << bit)
     masks = reach.masks()
-    parents = sorted(repo.names(layout.OBJECTS) or ())
+    parents = object_directories(repo)
     sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, parents)
     return Usage(
         tuple(_row(group, name, 1 << bit, sums) for bit, group in enumerate(groups) for name in group.names),
@@ -105,13 +110,13 @@ class _Group(NamedTuple):
     targets: frozenset[tuple[str, str]]
 
 
-def _groups(repo: ReadRepo) -> list[_Group]:
+def _groups(repo: ReadRepo, changes: Iterable[RefChange]) -> list[_Group]:
+    links = dict(entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in refs.walk(repo, tree))
+    links.update((change.path, change.new) for change in changes)
     targets: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    for tree in (layout.STREAM_REFS, layout.IMAGE_REFS):
-        for path, link in refs.walk(repo, tree):
-            if not link:
-                continue
-            targets.setdefault(_named(path), set()).add((tree.partition("/")[0], link.rpartition("/")[2]))
+    for path, link in links.items():
+        if link:
+            targets.setdefault(_named(path), set()).add((path.partition("/")[0], link.rpartition("/")[2]))
     same: dict[tuple[str, frozenset[tuple[str, str]]], list[str]] = {}
     for (name, owner), mine in targets.items():
         same.setdefault((owner, frozenset(mine)), []).append(name)
@@ -216,23 +221,29 @@ class _Reach:
 
     def masks(self) -> dict[int, int]:
         """The groups that reach each object, by the first 64 bits of its digest."""
-        masks: dict[int, int] = {}
-        get = masks.get
+        reached: dict[int, list[Iterable[int]]] = {}
         for object_id, bits in self._objects.items():
-            key = key_of(object_id)
-            masks[key] = get(key, 0) | bits
-            for one in self._tables.get(object_id, ()):
-                masks[one] = get(one, 0) | bits
+            found = reached.setdefault(bits, [])
+            found.append((key_of(object_id),))
+            table = self._tables.get(object_id)
+            if table is not None:
+                found.append(table)
         for object_id, bits in self._images.items():
             try:
                 with mapped(self._repo, object_id, "an image ref") as data:
-                    found = erofs.object_refs(data, self._repo.algorithm)
+                    digests = erofs.object_refs(data, self._repo.algorithm)
             except CfsTagsError as error:
                 self.problems.append(error.message)
                 continue
-            for digest in found:
-                key = key_of(digest)
-                masks[key] = get(key, 0) | bits
+            reached.setdefault(bits, []).append(list(map(key_of, digests)))
+        # by whole sets: only what several of them have is looked at one by one
+        masks: dict[int, int] = {}
+        for bits, tables in reached.items():
+            keys = set(chain.from_iterable(tables))
+            known = masks.keys() & keys
+            masks.update(dict.fromkeys(keys - known, bits))
+            for key in known:
+                masks[key] |= bits
         return masks
 
 
@@ -255,28 +266,35 @@ class _Sums(NamedTuple):
 
 def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _Sums:
     counts: dict[int, int] = {}
-    sizes: dict[int, int] = {}
+    blocks: dict[int, int] = {}
     linked = 0
-    status_of = os.stat
     for parent in parents:
         fd = repo.directory(f"{layout.OBJECTS}/{parent}")
         if fd is None:
             continue
         try:
             names, keys = names_of_objects(repo, parent, os.listdir(fd))
-            for name, mask in zip(names, map(masks.get, keys), strict=True):
-                try:
-                    status = status_of(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
+            look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
+            for mask, status in zip(map(masks.get, keys, repeat(0)), map(_or_none(look), names), strict=True):
+                if status is None or not stat.S_ISREG(status.st_mode):
                     continue
-                mask = mask or 0
                 counts[mask] = counts.get(mask, 0) + 1
-                sizes[mask] = sizes.get(mask, 0) + status.st_blocks
+                blocks[mask] = blocks.get(mask, 0) + status.st_blocks
                 linked += status.st_nlink > 1
         finally:
             os.close(fd)
-    found = {mask: Used(counts[mask], sizes[mask] * 512) for mask in counts}
+    found = {mask: Used(counts[mask], blocks[mask] * 512) for mask in counts}
     return _Sums(found, found.pop(0, Used(0, 0)), linked)
+
+
+def _or_none(look: Callable[[str], os.stat_result]) -> Callable[[str], os.stat_result | None]:
+    def looked(name: str) -> os.stat_result | None:
+        try:
+            return look(name)
+        except FileNotFoundError:  # somebody else collects
+            return None
+
+    return looked
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------

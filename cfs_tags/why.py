@@ -5,6 +5,7 @@ Exact: splitstreams are read as they are and EROFS images walked, nothing is gue
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
@@ -15,14 +16,16 @@ from cfs_tags.repo import contents, reflog, refs
 from cfs_tags.values import ContentId, Digest, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["LastKept", "Step", "Why", "explain"]
+__all__ = ["MOST_CHAINS", "LastKept", "Step", "Why", "explain"]
 
+MOST_CHAINS = 100_000
+"""Chains that are told: a repository can be made that has more of them than fit into any memory."""
+_MOST_STEPS = 2_000_000
 _SHORTEST_PREFIX = 6
-_DEEPEST = 100
 
 
 class Step(NamedTuple):
@@ -80,10 +83,11 @@ def explain(repo: ReadRepo, text: str, path: str | None = None) -> Why:
     links = Links(repo)
     wanted = _content(repo, text, path) if path is not None else _meant(repo, links, text)
     search = _Search(repo, links, wanted)
-    chains: list[tuple[Step, ...]] = []
-    for tree in (layout.STREAM_REFS, layout.IMAGE_REFS):
-        for ref, link in sorted(refs.walk(repo, tree), key=lambda entry: entry.path):
-            chains.extend((Step("ref", ref), *rest) for rest in search.from_ref(ref, link))
+    entries = [entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in sorted(refs.walk(repo, tree))]
+    found = search.chains(entries)
+    chains = list(islice(found, MOST_CHAINS))
+    if next(found, None) is not None:
+        search.problems[""] = f"there are more than {MOST_CHAINS} chains: the others are left out"
     last = None
     if not chains:
         last = _last_kept(repo, search)
@@ -98,8 +102,20 @@ def explain(repo: ReadRepo, text: str, path: str | None = None) -> Why:
     )
 
 
+class _Stream(NamedTuple):
+    """A stream on the way: its own step, the wanted things that it names itself, and the streams that it leads to."""
+
+    step: Step
+    ends: tuple[Step, ...]
+    children: tuple[ObjectId, ...]
+
+
 class _Search:
-    """Finds the ways down to the wanted objects, looking at each node once."""
+    """Finds the ways down to the wanted objects, reading each stream and image once.
+
+    First everything that the refs lead to is read, then only what leads to something wanted is walked again.  Nothing
+    recurses, and a way never comes by the same stream twice: links, unlike digests, can make circles.
+    """
 
     def __init__(self, repo: ReadRepo, links: Links, wanted: frozenset[ObjectId]) -> None:
         self.problems: dict[str, str] = {}
@@ -107,54 +123,119 @@ class _Search:
         self._links = links
         self._wanted = wanted
         self._raw = [bytes.fromhex(one) for one in wanted]
-        self._ways: dict[ObjectId, tuple[tuple[Step, ...], ...]] = {}
+        self._streams: dict[ObjectId, _Stream] = {}
         self._images: dict[ObjectId, frozenset[ObjectId]] = {}
+        self._steps = 0
 
-    def from_ref(self, ref: str, link: str | None) -> Iterator[tuple[Step, ...]]:
-        """The chains below a ref, without it."""
+    def chains(self, entries: Iterable[refs.RefEntry]) -> Iterator[tuple[Step, ...]]:
+        """All chains from refs, in the order of the refs."""
+        tops = [top for entry in entries for top in self._top(*entry)]
+        for ref, name, object_id in tops:
+            if ref.startswith(layout.STREAMS):
+                self._explore(object_id, name, ref)
+        leading = self._leading()
+        for ref, name, object_id in tops:
+            start = Step("ref", ref)
+            if ref.startswith(layout.IMAGES):
+                yield from ((start, *rest) for rest in self._from_image(name, object_id, ref))
+            elif object_id in leading:
+                yield from ((start, *rest) for rest in self._from_stream(object_id, leading))
+
+    def leads(self, object_id: ObjectId, name: str, why: str) -> bool:
+        """Whether a stream leads to something wanted."""
+        self._explore(object_id, name, why)
+        seen = {object_id}
+        pending = [object_id]
+        while pending:
+            current = pending.pop()
+            found = self._streams[current]
+            if found.ends or current in self._wanted:
+                return True
+            new = [child for child in found.children if child not in seen]
+            seen.update(new)
+            pending.extend(new)
+        return False
+
+    def _top(self, ref: str, link: str | None) -> Iterator[tuple[str, str, ObjectId]]:
+        """The path of a ref, the name that it leads to, and the object of that."""
         if link is None:
             return
         try:
             name = layout.ref_target(ref, link)
-            if ref.startswith(layout.IMAGES):
-                object_id = self._repo.image_object(name)
-                if object_id is not None:
-                    yield from self._from_image(name, object_id, ref)
-                return
-            object_id = self._repo.stream_object(name)
+            of_image = ref.startswith(layout.IMAGES)
+            object_id = self._repo.image_object(name) if of_image else self._repo.stream_object(name)
         except CfsTagsError as error:
             self.problems[ref] = error.message
             return
         if object_id is not None:
-            yield from self.from_stream(object_id, str(name), ref)
+            yield ref, name, object_id
+        else:
+            self.problems[ref] = f"{ref} is dangling: {name} is not there"
 
-    def from_stream(self, object_id: ObjectId, name: str, why: str, depth: int = 0) -> tuple[tuple[Step, ...], ...]:
-        """The chains from a splitstream on."""
-        known = self._ways.get(object_id)
-        if known is not None:
-            return known
-        if depth > _DEEPEST:
-            self.problems[object_id] = f"{name} is named by {depth} streams in a row: not followed any further"
-            return ()
-        self._ways[object_id] = ()  # a stream that leads to itself has no way through itself
-        step = Step(_kind(name), name, object_id)
-        ways: list[tuple[Step, ...]] = [(step,)] if object_id in self._wanted else []
-        try:
-            node = read_node(self._repo, object_id, why)
-        except CfsTagsError as error:
-            self.problems[object_id] = error.message
-            self._ways[object_id] = tuple(ways)
-            return tuple(ways)
-        ways.extend((step, Step("object", one, one)) for one in self._in_table(node))
-        for key, target in node.named:
-            if key.startswith(EROFS_KEY):
-                if target in self._wanted:
-                    ways.append((step, Step("erofs", key, target)))
+    def _explore(self, top: ObjectId, name: str, why: str) -> None:
+        """Read a stream and all that it leads to."""
+        pending = [(top, name, why)]
+        while pending:
+            object_id, name, why = pending.pop()
+            if object_id in self._streams:
                 continue
-            for child, child_name in self._behind(key, target):
-                ways.extend((step, *rest) for rest in self.from_stream(child, child_name, name, depth + 1))
-        self._ways[object_id] = tuple(ways)
-        return tuple(ways)
+            step = Step(_kind(name), name, object_id)
+            try:
+                node = read_node(self._repo, object_id, why)
+            except CfsTagsError as error:
+                self.problems[object_id] = error.message
+                self._streams[object_id] = _Stream(step, (), ())
+                continue
+            ends = [Step("object", one, one) for one in self._in_table(node)]
+            children: dict[ObjectId, str] = {}
+            for key, target in node.named:
+                if key.startswith(EROFS_KEY):
+                    if target in self._wanted:
+                        ends.append(Step("erofs", key, target))
+                    continue
+                for child, child_name in self._behind(key, target):
+                    children.setdefault(child, child_name)
+            self._streams[object_id] = _Stream(step, tuple(dict.fromkeys(ends)), tuple(children))
+            pending.extend((child, child_name, name) for child, child_name in children.items())
+
+    def _leading(self) -> set[ObjectId]:
+        """The streams that lead to something wanted, or are it."""
+        parents: dict[ObjectId, list[ObjectId]] = {}
+        for object_id, found in self._streams.items():
+            for child in found.children:
+                parents.setdefault(child, []).append(object_id)
+        pending = [one for one, found in self._streams.items() if found.ends or one in self._wanted]
+        leading = set(pending)
+        while pending:
+            new = [parent for parent in parents.get(pending.pop(), ()) if parent not in leading]
+            leading.update(new)
+            pending.extend(new)
+        return leading
+
+    def _from_stream(self, top: ObjectId, leading: set[ObjectId]) -> Iterator[tuple[Step, ...]]:
+        path: dict[ObjectId, Step] = {}
+        stack: list[Iterator[ObjectId]] = [iter((top,))]
+        while stack:
+            child = next(stack[-1], None)
+            if child is None:
+                stack.pop()
+                if path:
+                    path.popitem()
+                continue
+            if child in path or child not in leading:
+                continue
+            self._steps += 1
+            if self._steps > _MOST_STEPS:
+                self.problems[""] = "the streams lead to each other in too many ways: some chains are left out"
+                return
+            found = self._streams[child]
+            path[child] = found.step
+            way = tuple(path.values())
+            if child in self._wanted:
+                yield way
+            for end in found.ends:
+                yield (*way, end)
+            stack.append(iter(found.children))
 
     def _behind(self, key: str, target: ObjectId) -> Iterator[tuple[ObjectId, str]]:
         named = content_ids(key)
@@ -270,6 +351,6 @@ def _last_kept(repo: ReadRepo, search: _Search) -> LastKept | None:
             object_id = repo.stream_object(ContentId.manifest(digest))
         except (CfsTagsError, NotFoundError):
             continue
-        if object_id is not None and search.from_stream(object_id, ContentId.manifest(digest), entry.ref):
+        if object_id is not None and search.leads(object_id, ContentId.manifest(digest), entry.ref):
             return LastKept(entry.ref, digest, entry.time, entry.action, entry.by)
     return None

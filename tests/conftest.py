@@ -129,9 +129,7 @@ def filled_repo(
     needs beside the repository belong in ``repo.parent``, which is its own.
     """
 
-    def make(
-        key: str, fill: Callable[[Cfsctl, Path], object], path: Path | None = None, algorithm: str = "sha512"
-    ) -> Path:
+    def make(key: str, fill: Callable[[Cfsctl, Path], object], path: Path | None = None, algorithm: str = "sha512") -> Path:
         def build(where: Path) -> None:
             fill(cfsctl, new_repo(where / "composefs", algorithm))
 

@@ -60,10 +60,7 @@ def test_the_rollback_deployment_is_known_by_its_imginfo_alone(sysroot: Path) ->
 
 def test_the_staged_deployment_waits_beside_the_boot_entries(sysroot: Path) -> None:
     entries = {name: sorted((sysroot / "boot/loader" / name).iterdir()) for name in ("entries", "entries.staged")}
-    ids = {
-        name: [path.read_text().partition("composefs=?")[2].split()[0] for path in paths]
-        for name, paths in entries.items()
-    }
+    ids = {name: [path.read_text().partition("composefs=?")[2].split()[0] for path in paths] for name, paths in entries.items()}
 
     assert ids["entries"] == [FACTS["rollback"], FACTS["booted"]]
     assert ids["entries.staged"] == [FACTS["booted"], FACTS["staged"]]

@@ -42,9 +42,7 @@ def fresh(home: Path, number: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "how", [stopped_after, kill_after, failed_after(errno.ENOSPC), failed_after(errno.EIO, once=True)]
-)
+@pytest.mark.parametrize("how", [stopped_after, kill_after, failed_after(errno.ENOSPC), failed_after(errno.EIO, once=True)])
 def test_every_change_is_interrupted_once_and_the_last_run_finishes(tmp_path: Path, how: object) -> None:
     attempts = list(every_stop(lambda n: fresh(tmp_path, n), three_changes, how))  # type: ignore[arg-type]
 
@@ -99,9 +97,7 @@ def test_a_repository_made_for_a_test_is_its_own(new_repo, cfsctl: Cfsctl, tmp_p
     cfsctl.assert_healthy(first)
 
 
-def test_content_in_boot_makes_the_boot_image_another_than_the_plain_one(
-    repo: Path, cfsctl: Cfsctl, tmp_path: Path
-) -> None:
+def test_content_in_boot_makes_the_boot_image_another_than_the_plain_one(repo: Path, cfsctl: Cfsctl, tmp_path: Path) -> None:
     for version, boot_content in (("1", False), ("2", True)):
         image = host_image(tmp_path / "layout", version, boot_content=boot_content)
         pull_image(cfsctl, repo, image, f"host-{version}", bootable=True)

@@ -2,55 +2,48 @@
 
 A body is pumped by a worker thread for as long as the socket takes what it gets.  Small files and inline bytes are
 gathered in one buffer; of a large file the kernel moves the pages itself (``sendfile``).  What a body holds is that
-buffer, the window of the decompression (2 MiB with cfsctl's streams) and one open file, whatever the size of the layer.
+buffer twice, the window of the decompression (2 MiB with cfsctl's streams) and one open file, whatever the size of the layer.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import socket
+import struct
+from concurrent.futures import wait
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from cfs_tags.apps.tarstream import opened
 from cfs_tags.errors import FormatError, MissingObject
 from cfs_tags.formats import layout, splitstream
+from cfs_tags.values import ObjectId
 
 if TYPE_CHECKING:
-    import mmap
-    from collections.abc import Iterator
-    from socket import socket
+    from collections.abc import Generator
+    from concurrent.futures import Executor, Future
 
+    from cfs_tags.formats.splitstream import SplitStream
     from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.values import ObjectId
 
-__all__ = ["Body", "map_object"]
+    _Piece = memoryview | tuple[io.FileIO, int]
 
-BUFFER = 256 << 10
+__all__ = ["Body"]
+
+BUFFER = 512 << 10
 """Bytes that are gathered before they are sent."""
+_ROOM = 128 << 10
+"""Bytes of the buffer that are left for a file, at least; else it is sent first."""
 _SENDFILE = 128 << 10
 """Bytes left of a file from which on the kernel moves them."""
 _AT_ONCE = 8 << 20
 """Bytes that the kernel is given in one go: between two of them the time is looked at."""
-_PATIENCE = 0.005
+_PATIENCE = 0.02
 """Seconds that a worker waits for a socket before it lets others have the thread."""
+_PATIENCE_TIMEVAL = struct.pack("@ll", 0, int(_PATIENCE * 1_000_000))  # struct timeval
 
-
-def map_object(repo: ReadRepo, object_id: ObjectId, needed_by: str) -> mmap.mmap:
-    """An object's bytes, mapped into memory.  They are let go of when nothing refers to them.
-
-    Raises:
-        MissingObject: it is not there.
-        FormatError: it is empty, or no file.
-    """
-    import mmap
-
-    fd = repo.open_object(object_id, needed_by)
-    try:
-        if os.fstat(fd).st_size == 0:
-            raise FormatError(structure="object", offset=0, wanted="a splitstream", found="nothing", path=object_id)
-        return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-    finally:
-        os.close(fd)
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class Body:
@@ -59,6 +52,7 @@ class Body:
     Args:
         repo: where.
         stream: object of the splitstream.
+        reader: reads ahead while the socket takes what was read before.
         start: first byte.
         length: how many.
         head: what goes before them, in the same breath: the head of the response.
@@ -67,18 +61,20 @@ class Body:
         sent: bytes that the socket took, ``head`` included.
     """
 
-    def __init__(self, repo: ReadRepo, stream: ObjectId, start: int, length: int, head: bytes) -> None:
+    def __init__(self, repo: ReadRepo, stream: ObjectId, reader: Executor, start: int, length: int, head: bytes) -> None:
         self._repo = repo
+        self._reader = reader
         self._stream = stream
         self._start = start
         self._length = length
         self._head = head
-        self._steps: Iterator[memoryview | tuple[io.FileIO, int]] | None = None
-        self._pending: memoryview | tuple[io.FileIO, int] | None = None
+        self._steps = self._make()
+        self._ahead: Future[_Piece | None] | None = None
+        self._pending: _Piece | None = None
         self.sent = 0
 
-    def pump(self, connection: socket, seconds: float) -> bool:
-        """Send for a while.
+    def pump(self, connection: socket.socket, seconds: float) -> bool:
+        """Send for a while.  Nothing is read any more when this returns.
 
         Args:
             connection: non-blocking; it is again when this returns.
@@ -91,103 +87,145 @@ class Body:
             DamagedError: the stream, or what it is made of, is not as it should be.  The response is cut short then.
             OSError: the connection is gone.
         """
-        if self._steps is None:
-            self._steps = self._make()
         until = monotonic() + seconds
-        connection.settimeout(_PATIENCE)
+        # the kernel waits for room by itself: every wake-up of this thread would cost the one that reads
+        connection.setblocking(True)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE_TIMEVAL)
         try:
             while True:
                 if self._pending is None:
-                    self._pending = next(self._steps, None)
+                    self._pending = (self._ahead or self._read_ahead()).result()
+                    self._ahead = None
                     if self._pending is None:
                         return True
+                if self._ahead is None:
+                    self._ahead = self._read_ahead()
                 if isinstance(self._pending, memoryview):
                     self._send(connection, self._pending)
                 else:
                     self._send_file(connection, *self._pending)
                 if monotonic() >= until:
                     return False
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):
             return False
         finally:
-            connection.settimeout(0)
+            if self._ahead is not None:
+                wait((self._ahead,))
+            connection.setblocking(False)
 
     def close(self) -> None:
         """Let go of everything.  Harmless when repeated."""
-        self._pending = None
-        if self._steps is not None:
-            self._steps.close()  # type: ignore[attr-defined]
+        self._steps.close()
+        read = self._ahead.result() if self._ahead is not None and self._ahead.exception() is None else None
+        for piece in (self._pending, read):
+            if isinstance(piece, tuple):
+                piece[0].close()
+        self._pending = self._ahead = None
 
-    def _send(self, connection: socket, data: memoryview) -> None:
+    def _read_ahead(self) -> Future[_Piece | None]:
+        return self._reader.submit(next, self._steps, None)
+
+    def _send(self, connection: socket.socket, data: memoryview) -> None:
         count = connection.send(data)
         self.sent += count
         self._pending = data[count:] if count < len(data) else None
 
-    def _send_file(self, connection: socket, file: io.FileIO, left: int) -> None:
+    def _send_file(self, connection: socket.socket, file: io.FileIO, left: int) -> None:
         before = file.tell()
+        connection.settimeout(_PATIENCE)
         try:
             connection.sendfile(file, before, min(left, _AT_ONCE))
         finally:
+            connection.setblocking(True)
             count = file.tell() - before
             self.sent += count
             left -= count
             self._pending = (file, left) if left else None
+            if not left:
+                file.close()
         if count == 0:
             raise self._damaged("more of an object", "its end")
 
-    def _make(self) -> Iterator[memoryview | tuple[io.FileIO, int]]:
-        """What is to be sent, in order.  A view is of the one buffer, so it must be sent before the next step."""
-        stream = splitstream.parse(map_object(self._repo, self._stream, "a layer"), self._repo.algorithm)
-        buffer = memoryview(bytearray(max(BUFFER, len(self._head))))
+    def _make(self) -> Generator[_Piece, None, None]:
+        """What is to be sent, in order.  A piece must be sent when the next but one is asked for."""
+        objects = self._repo.directory(layout.OBJECTS)
+        if objects is None:
+            raise MissingObject(object=self._stream, needed_by="a layer")
+        try:
+            with opened(self._repo, self._stream) as stream:
+                yield from self._pieces(stream, objects)
+        finally:
+            os.close(objects)
+
+    def _pieces(self, stream: SplitStream, objects: int) -> Generator[_Piece, None, None]:
+        # tens of thousands of rounds for a layer: a small file is to take three system calls, and little besides
+        capacity = max(BUFFER, len(self._head))
+        # two, so that one can be filled while the other is sent
+        buffer, other = memoryview(bytearray(capacity)), memoryview(bytearray(capacity))
         fill = len(self._head)
         buffer[:fill] = self._head
         skip, left = self._start, self._length
+        open_file, read, close = os.open, os.preadv, os.close
         for chunk in splitstream.chunks(stream):
             if left == 0:
                 break
-            if isinstance(chunk, bytes):
-                size = len(chunk)
-                if skip >= size:
-                    skip -= size
-                    continue
-                piece = memoryview(chunk)[skip : skip + left]
-                skip = 0
+            if not isinstance(chunk, ObjectId):
+                if skip:
+                    chunk, skip = chunk[skip:], max(0, skip - len(chunk))
+                piece = memoryview(chunk)[:left]
                 left -= len(piece)
-                while len(piece) > len(buffer) - fill:
-                    room = len(buffer) - fill
+                while len(piece) > capacity - fill:
+                    room = capacity - fill
                     buffer[fill:] = piece[:room]
                     piece = piece[room:]
                     yield buffer
-                    fill = 0
-                buffer[fill : fill + len(piece)] = piece
-                fill += len(piece)
+                    buffer, other, fill = other, buffer, 0
+                end = fill + len(piece)
+                buffer[fill:end] = piece
+                fill = end
                 continue
             if skip:
                 size = self._size_of(chunk)
                 if skip >= size:
                     skip -= size
                     continue
-            fd = self._repo.open_object(chunk, "a layer")
-            with io.FileIO(fd) as file:
+            try:
+                fd = open_file(f"{chunk[:2]}/{chunk[2:]}", _FILE, dir_fd=objects)
+            except OSError:
+                fd = self._repo.open_object(chunk, "a layer")  # says what is wrong
+            try:
+                if capacity - fill < _ROOM:
+                    yield buffer[:fill]
+                    buffer, other, fill = other, buffer, 0
+                room = min(capacity - fill, left)
                 offset, skip = skip, 0
-                while left:
-                    room = min(len(buffer) - fill, left)
-                    count = os.preadv(fd, [buffer[fill : fill + room]], offset)
+                count = read(fd, (buffer[fill : fill + room],), offset)
+                fill += count
+                left -= count
+                if count < room or not left:
+                    continue  # a read comes back short at the end of a file, and only there
+                offset += count
+                rest = min(os.fstat(fd).st_size - offset, left)
+                left -= rest
+                if rest:
+                    yield buffer[:fill]
+                    buffer, other, fill = other, buffer, 0
+                if rest >= _SENDFILE:
+                    file = io.FileIO(os.dup(fd))
+                    file.seek(offset)
+                    yield file, rest  # who sends it closes it
+                    continue
+                while rest > 0:
+                    count = read(fd, (buffer[fill : fill + rest],), offset)
+                    if count == 0:
+                        raise self._damaged(f"{rest} more bytes of an object", "its end")
                     fill += count
-                    left -= count
                     offset += count
-                    if count < room or not left:
-                        break  # the end of the file, as reading a regular file says it
-                    yield buffer
-                    fill = 0
-                    rest = min(os.fstat(fd).st_size - offset, left)
-                    if rest >= _SENDFILE:
-                        file.seek(offset)
-                        yield file, rest
-                        offset += rest
-                        left -= rest
+                    rest -= count
+            finally:
+                close(fd)
         if left or skip:
-            raise self._damaged(f"{self._start + self._length} bytes", f"{left} fewer")
+            raise self._damaged(f"{self._start + self._length} bytes", f"{left + skip} fewer")
         if fill:
             yield buffer[:fill]
 

@@ -74,9 +74,9 @@ class Base(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What part of a list is wanted: at most ``count`` names (None: as many as there are), those after ``last``."""
+    """What part of a list is wanted: at most ``limit`` names (None: as many as there are), those after ``last``."""
 
-    count: int | None = None
+    limit: int | None = None
     last: str = ""
 
 
@@ -158,7 +158,7 @@ def route(method: str, target: str) -> Route | Problem:
     return problem("UNSUPPORTED", "no such endpoint", 404)
 
 
-def byte_range(header: str, size: int) -> tuple[int, int] | None | Problem:
+def byte_range(header: str, size: int) -> tuple[int, int] | Problem | None:
     """The part of ``size`` bytes that a Range header asks for (RFC 9110, section 14).
 
     Returns:
@@ -188,7 +188,7 @@ def page(names: Sequence[str], wanted: Page) -> tuple[list[str], str | None]:
     from bisect import bisect_right
 
     start = bisect_right(names, wanted.last) if wanted.last else 0
-    count = MAX_PAGE if wanted.count is None else min(wanted.count, MAX_PAGE)
+    count = MAX_PAGE if wanted.limit is None else min(wanted.limit, MAX_PAGE)
     found = list(names[start : start + count])
     return found, found[-1] if found and start + count < len(names) else None
 

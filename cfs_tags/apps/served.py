@@ -1,7 +1,8 @@
 """What a registry shows of a repository: the visible tags, their manifests, and the blobs that these name.
 
 Nothing else is reachable.  A manifest is served if a visible tag names it, or if it is a referrer (signature, SBOM) of one
-that is served; a blob if a manifest that is served names it; each under the repository of that tag alone.
+that is served; a blob if a manifest that is served names it; each under the repository of that tag alone.  Where the index of a
+tag was kept (``import --keep-index``), the tag stands for it, and so for those of its manifests that are there.
 
 Visible are, without a pattern, all tags whose owner is ``app``: shared, private and leases.  With patterns: whatever fits
 one of them, tags of bootc's and deployment refs among it.  The trash never is.
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
 from cfs_tags.apps.names import Place, place_of
-from cfs_tags.apps.bodies import map_object
-from cfs_tags.apps.plain import PlainLayer, plain_manifest
-from cfs_tags.errors import CfsTagsError, DamagedError, NotFoundError, UnsupportedError
+from cfs_tags.apps.plain import PlainLayer, plain_index, plain_manifest
+from cfs_tags.apps.tarstream import opened
+from cfs_tags.errors import CfsTagsError, DamagedError, DigestMismatch, MissingObject, NotFoundError, UnsupportedError
 from cfs_tags.formats import layout, oci, splitstream
 from cfs_tags.repo import contents
 from cfs_tags.values import ContentId, Digest, ObjectId
@@ -39,6 +40,8 @@ _MAX_REFERRERS = 10_000
 """Most manifests that are reached from the tags of one repository by way of referrers."""
 _CACHE = 16 << 20
 """Bytes, about, of manifests that are remembered."""
+_INDEXES = f"{layout.OUR_REFS}/indexes"
+"""Where ``import`` keeps the index of a tag, under the name of that tag."""
 _COMPRESSED = ("+gzip", "+zstd", ".gzip", ".zstd")
 
 
@@ -58,7 +61,7 @@ class Manifest(NamedTuple):
         original: digest of the manifest in the repository; the same where the bytes are.
         raw: what is sent.
         media_type: of it.
-        artifact_type: as the referrers API says it.
+        artifact_type: as the referrers API says it; None for an index that does not.
         subject: what it refers to, None where it does not.
         annotations: foreign text by key.
         blobs: by digest.
@@ -68,7 +71,7 @@ class Manifest(NamedTuple):
     original: Digest
     raw: bytes
     media_type: str
-    artifact_type: str
+    artifact_type: str | None
     subject: Digest | None
     annotations: dict[str, str]
     blobs: dict[Digest, Blob]
@@ -95,6 +98,7 @@ class _View:
         self.rows: list[Row] = []
         self.repositories: dict[str, dict[str, Digest]] = {}
         self.roots: dict[str, set[Digest]] = {}
+        self.indexes: dict[str, dict[str | None, Manifest]] = {}
         self.reached: dict[str, dict[Digest, Manifest | NotServed]] = {}
         self.stamps: dict[str, int | None] = {}
         self.taken = 0
@@ -132,10 +136,17 @@ class Catalog:
         view = self._current()
         return sorted(view.repositories.get(repository, ())) if repository in view.roots else None
 
+    def manifest_of(self, digest: Digest) -> Manifest | NotServed:
+        """What is served of a manifest of the repository, visible or not."""
+        return self._load(digest)
+
     def by_tag(self, repository: str, reference: str) -> Manifest | NotServed | None:
-        """The manifest that a tag names."""
-        digest = self._current().repositories.get(repository, {}).get(reference)
-        return None if digest is None else self._load(digest)
+        """The manifest that a tag names, or the index that it stands for."""
+        view = self._current()
+        digest = view.repositories.get(repository, {}).get(reference)
+        if digest is None:
+            return None
+        return view.indexes.get(repository, {}).get(reference) or self._load(digest)
 
     def by_digest(self, repository: str, digest: Digest) -> Manifest | NotServed | None:
         """The manifest with that digest, if a visible tag of the repository leads to it.
@@ -144,6 +155,11 @@ class Catalog:
         blobs that are not to be had.
         """
         view = self._current()
+        for index in view.indexes.get(repository, {}).values():
+            if digest == index.digest:
+                return index
+            if digest == index.original:
+                return _moved(index)
         if digest in view.roots.get(repository, ()):
             found = self._load(digest)
             return found if isinstance(found, NotServed) or found.digest == digest else _moved(found)
@@ -169,11 +185,12 @@ class Catalog:
 
     def referrers(self, repository: str, digest: Digest) -> list[Manifest]:
         """What refers to a manifest of the repository, by digest; it goes by its original digest and by that it has here."""
-        reached = self._reached(self._current(), repository)
+        view = self._current()
+        reached = self._reached(view, repository)
         names = {digest}
-        for original, manifest in reached.items():
-            if isinstance(manifest, Manifest) and digest in (original, manifest.digest):
-                names |= {original, manifest.digest}
+        for manifest in (*view.indexes.get(repository, {}).values(), *reached.values()):
+            if isinstance(manifest, Manifest) and digest in (manifest.original, manifest.digest):
+                names |= {manifest.original, manifest.digest}
         found = [one for one in reached.values() if isinstance(one, Manifest) and one.subject in names]
         return sorted(found, key=lambda manifest: manifest.digest)
 
@@ -201,7 +218,7 @@ class Catalog:
         view = _View()
         view.taken = time_ns()
         view.stamps[layout.REFERRERS] = self._stamp(layout.REFERRERS)
-        for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS):
+        for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS, _INDEXES):
             for path in self._directories(top):
                 view.stamps[path] = self._stamp(path)
         ranks: dict[tuple[str, str | None], int] = {}
@@ -215,7 +232,57 @@ class Catalog:
                 view.rows.append(Row(tag, None, place))
             else:
                 self._add(view, ranks, tag, tag.digest, place)
+        kept = set(self._repo.names(_INDEXES) or ())
+        for row in view.rows if kept else ():
+            name = layout.encode_name(row.tag.name)
+            if row.place is not None and name in kept:
+                self._add_index(view, row, f"{_INDEXES}/{name}")
         return view
+
+    def _add_index(self, view: _View, row: Row, path: str) -> None:
+        """The index that was kept for a tag, if it is still the tag's."""
+        assert row.place is not None
+        assert row.tag.digest is not None
+        try:
+            index, entries = self._index(path)
+        except CfsTagsError:
+            return  # it is an addition: the image is served without it
+        if row.tag.digest in entries:
+            repository, reference, _ = row.place
+            view.indexes.setdefault(repository, {})[reference] = index
+            view.roots[repository].update(entries)
+
+    def _index(self, path: str) -> tuple[Manifest, list[Digest]]:
+        """An index as it is served, and the manifests that it leads to, by their original digests."""
+        import hashlib
+
+        content_id = layout.ref_target(path, self._repo.read_link(path) or "")
+        digest = Digest.parse(content_id.removeprefix(ContentId.blob(Digest.trusted(""))))
+        stream = self._repo.stream_object(content_id)
+        if stream is None:
+            raise MissingObject(object=content_id, needed_by=path)
+        raw = self._repo.sole_content(self._repo.stream(stream, path), path)
+        found = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+        if digest != found:
+            raise DigestMismatch(path=path, wanted=digest, found=found)
+        here: dict[str, tuple[Digest, int]] = {}
+        for entry in oci.parse_index(raw).manifests:
+            manifest = self._load(entry.digest)
+            if isinstance(manifest, Manifest):
+                here[entry.digest] = manifest.digest, len(manifest.raw)
+        served = plain_index(raw, digest, here)
+        parsed = oci.parse_index(served)
+        made = Manifest(
+            digest=digest if served is raw else Digest.trusted(f"sha256:{hashlib.sha256(served).hexdigest()}"),
+            original=digest,
+            raw=served,
+            media_type=parsed.media_type or oci.MEDIA_TYPE_INDEX,
+            artifact_type=parsed.artifact_type,
+            subject=parsed.subject.digest if parsed.subject is not None else None,
+            annotations=dict(parsed.annotations),
+            blobs={},
+        )
+        return made, [Digest.trusted(name) for name in here]
 
     def _directories(self, top: str) -> Iterator[str]:
         """A directory of refs and all below it."""
@@ -231,9 +298,7 @@ class Catalog:
         for name in below:
             yield from self._directories(f"{top}/{name}")
 
-    def _add(
-        self, view: _View, ranks: dict[tuple[str, str | None], int], tag: tags.Tag, digest: Digest, place: Place
-    ) -> None:
+    def _add(self, view: _View, ranks: dict[tuple[str, str | None], int], tag: tags.Tag, digest: Digest, place: Place) -> None:
         repository, reference, rank = place
         if reference is not None:
             known = ranks.get((repository, reference))
@@ -263,6 +328,9 @@ class Catalog:
         if found is None:
             found = {}
             pending = sorted(view.roots.get(repository, ()))
+            for index in view.indexes.get(repository, {}).values():
+                view.stamps[f"{layout.REFERRERS}/{index.original}"] = self._stamp(f"{layout.REFERRERS}/{index.original}")
+                pending.extend(self._referring(index.original))
             for _ in range(_MAX_DEPTH):
                 following: list[Digest] = []
                 for digest in pending:
@@ -319,7 +387,7 @@ def _weight(manifest: Manifest) -> int:
 
 
 def _moved(manifest: Manifest) -> NotServed:
-    return NotServed(f"its layers are kept uncompressed: the image is served as {manifest.digest}")
+    return NotServed(f"layers are kept uncompressed here: it is served as {manifest.digest}")
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], object]:
@@ -381,5 +449,5 @@ def _layer(repo: ReadRepo, image: StoredImage, layer: StoredLayer) -> Blob | Not
 
 def _head(repo: ReadRepo, object_id: ObjectId, needed_by: str) -> tuple[int, int]:
     """Content type and size of what a splitstream stands for."""
-    stream = splitstream.parse(map_object(repo, object_id, needed_by), repo.algorithm)
-    return stream.content_type, stream.stream_size
+    with opened(repo, object_id, needed_by) as stream:
+        return stream.content_type, stream.stream_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +11,6 @@ from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, excl
 from cfs_tags.errors import InvalidArgument, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cfs_tags.apps.importing import Import, Imported, PlannedImage
     from cfs_tags.errors import CfsTagsError
 
@@ -43,9 +40,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names something else.")] = False,
     shared: Annotated[bool, typer.Option("--shared", help="A tag that cfsctl and bootc see, whatever the image.")] = False,
     private: Annotated[bool, typer.Option("--private", help="A tag that cfs-tag alone sees.")] = False,
-    max_layer_size: Annotated[
-        float, typer.Option(metavar="GIB", help="Longest layer, uncompressed, that is taken.")
-    ] = 64.0,
+    max_layer_size: Annotated[float, typer.Option(metavar="GIB", help="Longest layer, uncompressed, that is taken.")] = 64.0,
     owner: Owners = None,
     dry_run: DryRun = False,
     reason: Reason = None,
@@ -77,6 +72,7 @@ def command(
 
     from cfs_tags.apps import importing, mounting, platforms, sources
     from cfs_tags.cli.machine import machine
+    from cfs_tags.cli.progress import Progress
     from cfs_tags.cli.session import note
 
     options = importing.Options(
@@ -99,7 +95,7 @@ def command(
                 plan = importing.plan(repo, opened, name, options)
                 _print(plan, None, as_json)
                 return
-            with _progress(as_json) as progress:
+            with Progress(not as_json) as progress:
                 done = importing.execute(
                     repo,
                     opened,
@@ -116,37 +112,6 @@ def command(
 
 
 # -- printing ----------------------------------------------------------------------------------------------------------
-
-
-class _progress:
-    """A line that tells how far the layers are read, on a terminal."""
-
-    _EVERY = 0.2
-
-    def __init__(self, as_json: bool) -> None:
-        self._shown = False
-        self._last = 0.0
-        self._wanted = not as_json and sys.stderr.isatty()
-
-    def __enter__(self) -> Callable[[int, int], None] | None:
-        return self._show if self._wanted else None
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def _show(self, done: int, total: int) -> None:
-        from time import monotonic
-
-        now = monotonic()
-        if now - self._last < self._EVERY:
-            return
-        self._last, self._shown = now, True
-        part = min(done / total, 1.0) if total else 1.0
-        filled = int(part * 30)
-        sys.stderr.write(f"\r{'#' * filled}{'.' * (30 - filled)} {part:4.0%} of {total / 1e6:.1f} MB\x1b[K")
-        sys.stderr.flush()
 
 
 def _print(plan: Import, done: Imported | None, as_json: bool) -> None:
@@ -206,7 +171,12 @@ def _to_json(plan: Import, done: Imported | None) -> dict[str, Any]:
                 "config_digest": image.manifest.config.digest,
                 "platform": platforms.shown(image.platform) if image.platform is not None else None,
                 "layers": [
-                    {"key": layer.key, "digest": layer.descriptor.digest, "size": layer.descriptor.size, "read": layer in missing}
+                    {
+                        "key": layer.key,
+                        "digest": layer.descriptor.digest,
+                        "size": layer.descriptor.size,
+                        "read": layer in missing,
+                    }
                     for layer in image.layers
                 ],
             }

@@ -57,7 +57,8 @@ COMMANDS = {
     "why": CommandLine("Space", "Say why something is kept: every chain from a ref to it."),
     "df": CommandLine("Space", "Show who takes how much: by tag, deployment and owner."),
     "fsck": CommandLine("Space", "Check refs, links, streams, images and digests; repair what loses nothing."),
-    "import": CommandLine("App images", "Bring an image into the repository, and give it a tag."),
+    "import": CommandLine("App images", "Bring an app image into the repository, and give it a tag."),
+    "export": CommandLine("App images", "Take an image out of the repository."),
     "serve": CommandLine("App images", "Serve tags as a read-only OCI registry."),
 }
 """All commands, in the order of the help."""

@@ -101,9 +101,7 @@ class Measurer:
             hash_ = self._hash
             for batch in range(start, whole, _BATCH):
                 ends = min(batch + _BATCH, whole)
-                self._push(
-                    0, b"".join([hash_(view[i : i + BLOCK_SIZE]).digest() for i in range(batch, ends, BLOCK_SIZE)])
-                )
+                self._push(0, b"".join([hash_(view[i : i + BLOCK_SIZE]).digest() for i in range(batch, ends, BLOCK_SIZE)]))
             self._partial += view[whole:]
 
     def digest(self) -> ObjectId:

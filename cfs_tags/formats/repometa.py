@@ -135,9 +135,7 @@ def render(meta: RepoMeta) -> bytes:
 
 def _load(data: bytes) -> object:
     if len(data) > MAX_SIZE:
-        raise FormatError(
-            structure=_STRUCTURE, offset=MAX_SIZE, wanted=f"at most {MAX_SIZE} bytes", found=f"{len(data)} bytes"
-        )
+        raise FormatError(structure=_STRUCTURE, offset=MAX_SIZE, wanted=f"at most {MAX_SIZE} bytes", found=f"{len(data)} bytes")
     try:
         return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
     except UnicodeDecodeError as error:

@@ -189,9 +189,7 @@ def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memory
     )
 
 
-def chunks(
-    stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None
-) -> Iterator[bytes | ObjectId]:
+def chunks(stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None) -> Iterator[bytes | ObjectId]:
     """The content of a splitstream, in order: inline bytes as ``bytes``, each external object as its digest.
 
     Memory is bounded whatever the body claims: inline content comes in pieces of at most ``PIECE_SIZE`` bytes (so one
@@ -413,9 +411,7 @@ class Writer:
 # -- sections ----------------------------------------------------------------------------------------------------------
 
 
-def _sections(
-    view: memoryview, wanted: Algorithm | None
-) -> tuple[Literal["current", "old"], Algorithm, tuple[int, ...]]:
+def _sections(view: memoryview, wanted: Algorithm | None) -> tuple[Literal["current", "old"], Algorithm, tuple[int, ...]]:
     """Header and info: the layout, the algorithm, and the ten numbers of the info section."""
     if len(view) < _HEADER_SIZE:
         _malformed(0, f"a header of {_HEADER_SIZE} bytes", f"{len(view)} bytes")

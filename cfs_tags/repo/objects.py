@@ -257,4 +257,3 @@ class Scratch:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self.size = -1, 0
-

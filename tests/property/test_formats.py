@@ -112,8 +112,7 @@ MANIFEST = (
 )
 CONFIG = (
     b'{"architecture":"amd64","os":"linux","created":"2026-01-01T00:00:00Z","config":{"Labels":{"a":"b"},"Cmd":["x"]},'
-    b'"rootfs":{"type":"layers","diff_ids":["sha256:%s"]},"history":[{"created_by":"x","empty_layer":false}]}'
-    % (b"1" * 64)
+    b'"rootfs":{"type":"layers","diff_ids":["sha256:%s"]},"history":[{"created_by":"x","empty_layer":false}]}' % (b"1" * 64)
 )
 META = repometa.render(RepoMeta(1, Algorithm.SHA512, ("a",), ("v1_erofs",), (), 1, (2,)))
 VALID = [

@@ -178,8 +178,7 @@ class Layer:
                 member.mtime = entry.mtime
                 member.devmajor, member.devminor = entry.device
                 member.pax_headers = {
-                    f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape")
-                    for key, value in entry.xattrs.items()
+                    f"SCHILY.xattr.{key}": value.decode("utf-8", "surrogateescape") for key, value in entry.xattrs.items()
                 }
                 member.size = len(entry.content)
                 archive.addfile(member, io.BytesIO(entry.content))

@@ -28,9 +28,7 @@ def hold_shared(cfsctl: Cfsctl, repo: Path) -> Iterator[int]:
 @contextmanager
 def hold_exclusive(repo: Path) -> Iterator[int]:
     """Another process holds ``repo`` exclusive, as a collector does; gives its PID."""
-    program = (
-        "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); time.sleep(600)"
-    )
+    program = "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); time.sleep(600)"
     with _holder([sys.executable, "-S", "-c", program, str(repo)], repo, "exclusive", dict(os.environ)) as pid:
         yield pid
 

@@ -43,7 +43,9 @@ class Response(NamedTuple):
         return str(self.json["errors"][0]["code"])
 
 
-def fetch(address: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b"") -> Response:
+def fetch(
+    address: str, path: str, method: str = "GET", headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Response:
     """One request on a connection of its own; the target is sent as it is."""
     connection = client(address)
     try:

@@ -135,9 +135,7 @@ def test_objects_of_recorded_hosts_have_their_digest_as_name(hosts: Path) -> Non
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_cfsctl_gives_objects_the_same_digests(
-    cfsctl: Cfsctl, new_repo: object, tmp_path: Path, algorithm: Algorithm
-) -> None:
+def test_cfsctl_gives_objects_the_same_digests(cfsctl: Cfsctl, new_repo: object, tmp_path: Path, algorithm: Algorithm) -> None:
     assert callable(new_repo)
     repo: Path = new_repo(algorithm=algorithm.value)
     per_block = PER_BLOCK[algorithm]
@@ -146,8 +144,7 @@ def test_cfsctl_gives_objects_the_same_digests(
     pull_image(cfsctl, repo, build_image(tmp_path / "layout", "sizes", [Layer([directory("usr"), *files], "none")]))
 
     objects = {
-        ObjectId.parse(path.parent.name + path.name, algorithm): path.read_bytes()
-        for path in (repo / "objects").glob("??/*")
+        ObjectId.parse(path.parent.name + path.name, algorithm): path.read_bytes() for path in (repo / "objects").glob("??/*")
     }
     assert set(sizes) <= {len(content) for content in objects.values()}
     for name, content in objects.items():

@@ -70,9 +70,7 @@ def test_an_unknown_read_only_flag_forbids_writing_alone() -> None:
         ([], {"default": 0}, 0),
     ],
 )
-def test_the_erofs_version_comes_from_the_flag_where_it_is_not_said(
-    flags: list[str], formats: object, version: int
-) -> None:
+def test_the_erofs_version_comes_from_the_flag_where_it_is_not_said(flags: list[str], formats: object, version: int) -> None:
     document = {**FULL, "features": {"read-only-compatible": flags}, "erofs_formats": formats}
     if formats is None:
         del document["erofs_formats"]
@@ -188,9 +186,7 @@ def test_cfsctl_opens_what_is_written(cfsctl: Cfsctl, repo: Path) -> None:
         ({"erofs_formats": {"default": 1, "extra": None}}, False),
     ],
 )
-def test_cfsctl_opens_the_same_repositories(
-    cfsctl: Cfsctl, repo: Path, changes: dict[str, object], opens: bool
-) -> None:
+def test_cfsctl_opens_the_same_repositories(cfsctl: Cfsctl, repo: Path, changes: dict[str, object], opens: bool) -> None:
     content = meta(**changes)
     (repo / "meta.json").write_bytes(content)
 

@@ -384,9 +384,7 @@ def test_streams_of_recorded_hosts_are_written_alike(hosts: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", Algorithm)
-def test_streams_of_cfsctl_are_written_alike(
-    cfsctl: Cfsctl, new_repo: Any, tmp_path: Path, algorithm: Algorithm
-) -> None:
+def test_streams_of_cfsctl_are_written_alike(cfsctl: Cfsctl, new_repo: Any, tmp_path: Path, algorithm: Algorithm) -> None:
     repo = new_repo(algorithm=algorithm.value)
     twice = random_bytes("twice", 3000)
     files = [file(f"usr/small-{n}", random_bytes(f"{n}", n % 65)) for n in range(600)]

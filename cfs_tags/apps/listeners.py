@@ -1,0 +1,123 @@
+"""The sockets that a registry listens on: made here, or handed over by systemd."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cfs_tags.errors import InvalidArgument, SystemFailure
+from cfs_tags.repo import fsops
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["clear", "inherited", "is_private", "listen", "shown"]
+
+BACKLOG = 1024
+_FIRST_FD = 3
+"""Where systemd puts the first socket (sd_listen_fds(3))."""
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]/]*)):(\d{1,5})", re.ASCII)
+
+
+def listen(address: str) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        address: ``HOST:PORT``, ``[IPV6]:PORT`` (port 0: any that is free) or ``unix:PATH``.
+
+    Raises:
+        InvalidArgument: it is none of these.
+        SystemFailure: the system refused.
+    """
+    if address.startswith("unix:"):
+        return _listen_unix(address[5:])
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[3]) > 65535:
+        raise InvalidArgument(argument="--listen", value=address, reason="is none of HOST:PORT, [IPV6]:PORT and unix:PATH")
+    host = match[1] or match[2]
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host or None, int(match[3]), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(place)
+            made.listen(BACKLOG)
+        except BaseException:
+            made.close()
+            raise
+    except OSError as error:
+        raise SystemFailure.of(error, "listen on", address) from error
+    return made
+
+
+def _listen_unix(path: str) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        try:
+            made.bind(path)
+        except OSError:
+            _remove_stale(path)
+            made.bind(path)
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise SystemFailure.of(error, "listen on", f"unix:{path}") from error
+    return made
+
+
+def clear(addresses: Sequence[str]) -> None:
+    """Remove what :func:`listen` made for addresses whose sockets are closed: a Unix socket has a file."""
+    for address in addresses:
+        if address.startswith("unix:"):
+            _remove_stale(address[5:])
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on: what a server leaves that was killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial, suppress(OSError):
+        try:
+            trial.connect(path)
+        except ConnectionRefusedError:
+            parent = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if stat.S_ISSOCK(os.stat(os.path.basename(path), dir_fd=parent, follow_symlinks=False).st_mode):
+                    fsops.remove(parent, os.path.basename(path))
+            finally:
+                os.close(parent)
+
+
+def inherited(environment: Mapping[str, str], pid: int) -> list[socket.socket]:
+    """The sockets that systemd hands over (``LISTEN_FDS``, ``LISTEN_PID``), none where it does not."""
+    count, meant = environment.get("LISTEN_FDS", ""), environment.get("LISTEN_PID", "")
+    if meant != str(pid) or not count.isdecimal():
+        return []
+    found = []
+    for fd in range(_FIRST_FD, _FIRST_FD + min(int(count), 64)):
+        os.set_inheritable(fd, False)
+        with suppress(OSError):
+            found.append(socket.socket(fileno=fd))
+    return [one for one in found if one.type == socket.SOCK_STREAM]
+
+
+def shown(listener: socket.socket) -> str:
+    """A socket's address as people and clients write it."""
+    if listener.family == socket.AF_UNIX:
+        name = listener.getsockname()
+        return f"unix:{name if isinstance(name, str) else os.fsdecode(name)}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def is_private(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    if listener.family == socket.AF_UNIX:
+        return True
+    import ipaddress
+
+    return ipaddress.ip_address(str(listener.getsockname()[0]).partition("%")[0]).is_loopback

@@ -1,0 +1,62 @@
+"""Making an imported image mountable: cfsctl makes the EROFS image, this program does not."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from cfs_tags.apps import platforms
+from cfs_tags.apps.workplace import WorkDirectory, run
+from cfs_tags.errors import SystemFailure
+from cfs_tags.formats import oci
+from cfs_tags.repo import contents, fsops
+
+if TYPE_CHECKING:
+    from cfs_tags.apps.importing import Import, PlannedImage
+    from cfs_tags.apps.workplace import Machine
+    from cfs_tags.repo.store import WriteRepo
+
+__all__ = ["make_mountable"]
+
+_TEMPORARY = "cfs-tags-mountable-"
+
+
+def make_mountable(repo: WriteRepo, wanted: Import, machine: Machine) -> None:
+    """Have cfsctl make the EROFS images of container images whose content is in the repository.
+
+    It is given a layout of manifest and config alone: it reads no layer that the repository has (composefs-rs 0.9.4,
+    ``oci_layout.rs``).  The tag that it makes along with the EROFS image is removed again.
+
+    Raises:
+        ProgramMissing: there is no cfsctl.
+        ProgramFailed: it cannot: there is no ``/usr`` in the image, or a layer has no end.
+    """
+    cfsctl = machine.need_cfsctl("to make an EROFS image")
+    for image in wanted.images:
+        if image.manifest.is_container:
+            with WorkDirectory(machine) as place:
+                try:
+                    _write_layout(repo, image, place.fd)
+                except OSError as error:
+                    raise SystemFailure.of(error, "write", place.path) from error
+                tag = _TEMPORARY + image.digest.hex[:16]
+                where = os.fspath(repo.path)
+                run(cfsctl, "--repo", where, "oci", "pull", f"oci:{place.path}", tag)
+                run(cfsctl, "--repo", where, "oci", "untag", tag)
+
+
+def _write_layout(repo: WriteRepo, image: PlannedImage, fd: int) -> None:
+    fsops.make_directory(fd, "blobs")
+    blobs = {image.digest: image.raw, image.manifest.config.digest: contents.raw_config(repo, image.digest)}
+    for digest, data in blobs.items():
+        fsops.make_directory(fd, f"blobs/{digest.algorithm}")
+        fsops.create_file(fd, f"blobs/{digest.algorithm}/{digest.hex}", data)
+    # cfsctl takes the image for this machine, and does not look at the config where the index says what it is for
+    mine = platforms.this_machine()
+    platform = {"architecture": mine.architecture, "os": mine.os}
+    if mine.variant is not None:
+        platform["variant"] = mine.variant
+    entry = {"mediaType": oci.MEDIA_TYPE_MANIFEST, "digest": image.digest, "size": len(image.raw), "platform": platform}
+    fsops.create_file(fd, "index.json", json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode())
+    fsops.create_file(fd, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')

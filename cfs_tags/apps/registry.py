@@ -1,0 +1,178 @@
+"""The answers of the distribution protocol: from a route and a catalog to status, headers and body.
+
+No socket, no clock, no HTTP library: :func:`answer` is called by ``httpd.py`` and by tests alike.  Facts of the protocol:
+OCI distribution specification 1.1; what it leaves open is done as the reference registry (distribution 3) does it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cfs_tags.apps import routes
+from cfs_tags.apps.routes import Base, BlobOf, CatalogOf, ManifestOf, Problem, ReferrersOf, TagsOf, problem
+from cfs_tags.apps.served import Manifest, NotServed
+from cfs_tags.formats import oci
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cfs_tags.apps.routes import Page, Route
+    from cfs_tags.apps.served import Catalog
+    from cfs_tags.values import Digest, ObjectId
+
+__all__ = ["Answer", "Part", "answer", "error"]
+
+MAX_REFERRERS = 3 << 20
+"""Bytes, about, of the longest list of referrers: clients take manifests of 4 MiB."""
+
+_JSON = "application/json"
+# what a header may be; a media type is the image's own text
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.ASCII)
+
+
+class Part(NamedTuple):
+    """Bytes ``start`` to ``start + length`` of what a splitstream stands for."""
+
+    stream: ObjectId
+    start: int
+    length: int
+
+
+class Answer(NamedTuple):
+    """What a request is answered with.  The body of an answer to HEAD is left out by whoever sends it."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | Part = b""
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return len(self.body) if isinstance(self.body, bytes) else self.body.length
+
+
+def answer(catalog: Catalog, wanted: Route | Problem, headers: Mapping[str, str]) -> Answer:
+    """Answer a request.  The lock of the repository is held by the caller.
+
+    Args:
+        catalog: what there is.
+        wanted: what is asked for.
+        headers: of the request, by name in lower case.
+
+    Raises:
+        CfsTagsError: the repository cannot be read.
+    """
+    match wanted:
+        case Problem():
+            return error(wanted)
+        case Base():
+            return _json({})
+        case CatalogOf(page):
+            names, last = routes.page(catalog.repositories(), page)
+            return _json({"repositories": names}, _link("/v2/_catalog", last, page))
+        case TagsOf(name, page):
+            known = catalog.tags_of(name)
+            if known is None:
+                return error(problem("NAME_UNKNOWN", "no such repository"))
+            names, last = routes.page(known, page)
+            return _json({"name": name, "tags": names}, _link(f"/v2/{name}/tags/list", last, page))
+        case ManifestOf(name, tag, digest):
+            return _manifest(catalog, name, tag, digest, headers)
+        case BlobOf(name, digest):
+            return _blob(catalog, name, digest, headers)
+        case ReferrersOf():
+            return _referrers(catalog, wanted)
+
+
+def error(wrong: Problem, *more: tuple[str, str]) -> Answer:
+    """The answer that tells of a problem, with more headers."""
+    document = {"errors": [{"code": wrong.code, "message": wrong.message, "detail": None}]}
+    allow = (("Allow", "GET, HEAD"),) if wrong.status == 405 else ()
+    return Answer(wrong.status, (("Content-Type", _JSON), *allow, *more), json.dumps(document).encode())
+
+
+# -- details -----------------------------------------------------------------------------------------------------------
+
+
+def _json(document: object, *more: tuple[str, str] | None, media_type: str = _JSON) -> Answer:
+    headers = (("Content-Type", media_type), *(header for header in more if header is not None))
+    return Answer(200, headers, json.dumps(document, separators=(",", ":")).encode())
+
+
+def _link(path: str, last: str | None, page: Page, **filters: str | None) -> tuple[str, str] | None:
+    return None if last is None else ("Link", routes.next_link(path, last, page.limit, **filters))
+
+
+def _manifest(catalog: Catalog, name: str, tag: str | None, digest: Digest | None, headers: Mapping[str, str]) -> Answer:
+    found = catalog.by_digest(name, digest) if digest is not None else catalog.by_tag(name, tag or "")
+    if not isinstance(found, Manifest):
+        reason = found.reason if isinstance(found, NotServed) else "no such manifest"
+        return error(problem("MANIFEST_UNKNOWN", reason))
+    media_type = found.media_type if _MEDIA_TYPE.fullmatch(found.media_type) else oci.MEDIA_TYPE_MANIFEST
+    shown = (("Content-Type", media_type), *_identity(found.digest))
+    return Answer(304, shown) if _unchanged(headers, found.digest) else Answer(200, shown, found.raw)
+
+
+def _blob(catalog: Catalog, name: str, digest: Digest, headers: Mapping[str, str]) -> Answer:
+    found = catalog.blob(name, digest)
+    if found is None:
+        return error(problem("BLOB_UNKNOWN", "no such blob"))
+    shown = (("Content-Type", "application/octet-stream"), *_identity(digest), ("Accept-Ranges", "bytes"))
+    if _unchanged(headers, digest):
+        return Answer(304, shown)
+    wanted = headers.get("range")
+    # with If-Range the range is meant only for the very blob that the client has a part of
+    if wanted is None or headers.get("if-range", _tag(digest)) != _tag(digest):
+        return Answer(200, shown, Part(found.stream, 0, found.size))
+    part = routes.byte_range(wanted, found.size)
+    if isinstance(part, Problem):
+        return error(part, ("Content-Range", f"bytes */{found.size}"))
+    if part is None:
+        return Answer(200, shown, Part(found.stream, 0, found.size))
+    start, length = part
+    place = ("Content-Range", f"bytes {start}-{start + length - 1}/{found.size}")
+    return Answer(206, (*shown, place), Part(found.stream, start, length))
+
+
+def _referrers(catalog: Catalog, wanted: ReferrersOf) -> Answer:
+    filtered = wanted.artifact_type
+    names: list[dict[str, Any]] = []
+    size, last = 0, None
+    for manifest in catalog.referrers(wanted.name, wanted.digest):
+        if manifest.digest <= wanted.page.last or (filtered is not None and manifest.artifact_type != filtered):
+            continue
+        descriptor = {
+            "mediaType": manifest.media_type,
+            "digest": manifest.digest,
+            "size": len(manifest.raw),
+            **({"artifactType": manifest.artifact_type} if manifest.artifact_type is not None else {}),
+            **({"annotations": manifest.annotations} if manifest.annotations else {}),
+        }
+        size += len(json.dumps(descriptor))
+        if names and size > MAX_REFERRERS:
+            last = names[-1]["digest"]
+            break
+        names.append(descriptor)
+    document = {"schemaVersion": 2, "mediaType": oci.MEDIA_TYPE_INDEX, "manifests": names}
+    path = f"/v2/{wanted.name}/referrers/{wanted.digest}"
+    return _json(
+        document,
+        _link(path, str(last) if last is not None else None, routes.Page(), artifactType=filtered),
+        ("OCI-Filters-Applied", "artifactType") if filtered is not None else None,
+        media_type=oci.MEDIA_TYPE_INDEX,
+    )
+
+
+def _identity(digest: Digest) -> tuple[tuple[str, str], ...]:
+    return ("Docker-Content-Digest", digest), ("ETag", _tag(digest))
+
+
+def _tag(digest: Digest) -> str:
+    return f'"{digest}"'
+
+
+def _unchanged(headers: Mapping[str, str], digest: Digest) -> bool:
+    wanted = headers.get("if-none-match")
+    return wanted is not None and (wanted.strip() == "*" or _tag(digest) in wanted)

@@ -1,0 +1,123 @@
+"""What app image commands need of the machine: other programs, and a place for temporary files."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from cfs_tags.errors import ProgramFailed, ProgramMissing, SystemFailure
+from cfs_tags.repo import fsops
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["Machine", "WorkDirectory", "run"]
+
+
+class Machine(NamedTuple):
+    """Paths of programs, None where they are not installed, and the directory for temporary files."""
+
+    temporary: str
+    skopeo: str | None = None
+    cfsctl: str | None = None
+
+    def need_skopeo(self, purpose: str) -> str:
+        """The path of skopeo.
+
+        Raises:
+            ProgramMissing: it is not installed.
+        """
+        if self.skopeo is None:
+            raise ProgramMissing(program="skopeo", purpose=purpose)
+        return self.skopeo
+
+    def need_cfsctl(self, purpose: str) -> str:
+        """The path of cfsctl.
+
+        Raises:
+            ProgramMissing: it is not installed.
+        """
+        if self.cfsctl is None:
+            raise ProgramMissing(program="cfsctl", purpose=purpose)
+        return self.cfsctl
+
+
+def run(program: str, *words: str) -> bytes:
+    """Run another program; returns what it wrote to standard output.
+
+    Raises:
+        ProgramFailed: it ended with another status than 0.
+        SystemFailure: it could not be run.
+    """
+    import subprocess
+
+    try:
+        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as error:
+        raise SystemFailure.of(error, "run", program) from error
+    if done.returncode != 0:
+        said = "; ".join(done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()[-3:])
+        raise ProgramFailed(program=os.path.basename(program), exit_status=done.returncode, said=said)
+    return done.stdout
+
+
+class WorkDirectory:
+    """A directory for temporary files, removed with all that is in it when it is closed.
+
+    Attributes:
+        path: of the directory.
+        fd: descriptor of it.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.fd = -1
+        parent = machine.temporary
+        self.path = os.path.join(parent, f"cfs-tag-{os.urandom(8).hex()}")
+        self._name = os.path.basename(self.path)
+        try:
+            self._parent = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SystemFailure.of(error, "use", parent) from error
+        try:
+            fsops.make_directory(self._parent, self._name, mode=0o700)
+            self.fd = os.open(self._name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._parent)
+        except OSError as error:
+            os.close(self._parent)
+            raise SystemFailure.of(error, "use", self.path) from error
+
+    def close(self) -> None:
+        """Remove it.  Harmless when repeated."""
+        if self.fd < 0:
+            return
+        fd, self.fd = self.fd, -1
+        try:
+            with suppress(OSError):
+                _empty(fd)
+        finally:
+            os.close(fd)
+        with suppress(OSError):
+            fsops.remove_directory(self._parent, self._name)
+        os.close(self._parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _empty(fd: int) -> None:
+    with os.scandir(fd) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if is_directory:
+            below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                _empty(below)
+            finally:
+                os.close(below)
+            fsops.remove_directory(fd, name)
+        else:
+            fsops.remove(fd, name)

@@ -1,0 +1,55 @@
+"""Repositories for collecting: a pool that the real cfsctl filled, once for each algorithm and in memory, and copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from support import stock
+from support.garbage import add_foreign, copy_of, fill_pool
+from support.peers import Cfsctl
+
+
+@pytest.fixture(scope="session")
+def ram() -> Iterator[Path]:
+    """A directory in memory."""
+    with stock.in_memory() as home:
+        yield home
+
+
+@pytest.fixture(scope="session")
+def pools(cfsctl: Cfsctl, ram: Path) -> Callable[[str], Path]:
+    """The pool of an algorithm (see :func:`support.garbage.fill_pool`); only ever copied."""
+
+    def get(algorithm: str) -> Path:
+        path = ram / algorithm / "composefs"
+        if not path.exists():
+            path.mkdir(parents=True)
+            cfsctl(None, "init", "--insecure", "--algorithm", f"fsverity-{algorithm}-12", path)
+            fill_pool(cfsctl, path)
+            add_foreign(path)
+        return path
+
+    return get
+
+
+@pytest.fixture
+def fresh(pools: Callable[[str], Path], ram: Path, request: pytest.FixtureRequest) -> Callable[[], Path]:
+    """Makes copies of the sha512 pool, each the test's own."""
+    numbers = count()
+
+    def make(source: Path | None = None) -> Path:
+        return copy_of(
+            source or pools("sha512"), ram / f"{request.node.name[:60].replace('/', '-')}-{next(numbers)}" / "composefs"
+        )
+
+    return make
+
+
+@pytest.fixture
+def repo(fresh: Callable[[], Path]) -> Path:
+    """A copy of the sha512 pool."""
+    return fresh()

@@ -1,0 +1,240 @@
+"""Beside others: what comes alive while a collection is under way stays, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import support.soak
+from cfs_tags import Repository, gc, tagging
+from cfs_tags.errors import BrokenRoots
+from cfs_tags.repo.lock import Lock
+from support.collecting import collect, removed_nothing
+from support.garbage import HOSTS, link_of, manifest_of, model, names, object_of, object_paths, outside_state
+from support.images import Image, app_image, base_layer, random_bytes
+from support.peers import Cfsctl
+from support.stock import refs
+
+Fresh = Callable[..., Path]
+
+
+def at_slice(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> list[int]:
+    """Has ``action`` run right before the exclusive lock is taken for slice ``number``; gives the slices there were."""
+    original = Lock.hold
+    seen: list[int] = []
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == ".":
+            seen.append(len(seen))
+            if len(seen) == number:
+                action()
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lock, "hold", hold)
+    return seen
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few deletions each: the time is over at the second look at the clock."""
+    monkeypatch.setattr(gc, "SLICE", 0.0005)
+    monkeypatch.setattr(gc, "BATCH", 1)
+    monkeypatch.setattr(gc, "THREADS", 1)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+
+
+@pytest.fixture
+def dead(fresh: Fresh) -> Path:
+    """``one``, ``two`` and a bootable image are dead, the image ref of a directory is gone."""
+    path = fresh()
+    for ref in refs(path):
+        if ref != "streams/refs/oci/three":
+            (path / ref).unlink()
+    return path
+
+
+# -- at named points ---------------------------------------------------------------------------------------------------
+
+PEERS = ["tag", "pull", "pull another", "pull bootable", "image ref", "create-image", "ours", "link"]
+
+
+@pytest.mark.parametrize("slices", [1, 2, 3, 9])
+@pytest.mark.parametrize("what", PEERS)
+def test_what_comes_alive_between_marks_and_deletions_stays(
+    dead: Path,
+    fresh: Fresh,
+    pools: Callable[[str], Path],
+    cfsctl: Cfsctl,
+    monkeypatch: pytest.MonkeyPatch,
+    small_slices: None,
+    what: str,
+    slices: int,
+) -> None:
+    pool = pools("sha512")
+    layout = pool.parent / "layout"
+    one = manifest_of(pool, "one")
+    image = os.path.basename(os.readlink(pool / "images/refs/tree/named"))
+    manifest = f"oci-manifest-{one}"
+    if what == "pull another" and not (layout / "another").exists():
+        app_image(layout, "another", [base_layer("runtime", 2000)], size=1000)
+
+    def ours() -> None:
+        program = "import sys; from cfs_tags.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        words = ["--repo", str(dead), "create", "again", f"@{one}", "--private"]
+        subprocess.run([sys.executable, "-c", program, *words], check=True)
+
+    actions: dict[str, tuple[str, Callable[[], object]]] = {
+        "tag": (manifest, lambda: cfsctl(dead, "oci", "tag", one, "again")),
+        "pull": ("", lambda: cfsctl(dead, "oci", "pull", f"oci:{layout}:one", "again")),
+        "pull another": ("", lambda: cfsctl(dead, "oci", "pull", f"oci:{layout}:another", "again")),
+        "pull bootable": ("", lambda: cfsctl(dead, "oci", "pull", "--bootable", f"oci:{layout}:host-{HOSTS[0]}", "again")),
+        "image ref": (image, lambda: link_of(dead, "images/refs/again", image)),
+        "create-image": ("", lambda: cfsctl(dead, "create-image", pool.parent / "tree-0", "again")),
+        "ours": (manifest, ours),
+        "link": (manifest, lambda: link_of(dead, "streams/refs/elsewhere/again", manifest)),
+    }
+    needs, act = actions[what]
+    came = []
+
+    def peer() -> None:
+        if not needs or needs in names(dead, "streams") | names(dead, "images"):
+            act()
+            came.append(True)
+
+    at_slice(monkeypatch, slices, peer)
+
+    collect(dead)
+
+    assert came or slices > 1, "before the first slice nothing is gone"
+    assert set(object_paths(dead)) >= model(dead, cfsctl).objects
+    monkeypatch.undo()
+    cfsctl(dead, "--no-upgrade", "fsck")
+    if came and what not in ("image ref", "create-image"):
+        cfsctl(dead, "--no-upgrade", "oci", "fsck")
+    collect(dead)
+    assert set(object_paths(dead)) == model(dead, cfsctl).objects
+    assert removed_nothing(cfsctl(dead, "--no-upgrade", "gc").stdout)
+
+
+def test_a_tag_that_moves_to_something_dead_is_seen_by_its_target(
+    fresh: Fresh, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, small_slices: None
+) -> None:
+    """Its name was there before: names alone do not tell."""
+    path = fresh()
+    one = manifest_of(path, "one")
+    (path / "streams/refs/oci/one").unlink()
+    at_slice(monkeypatch, 1, lambda: cfsctl(path, "oci", "tag", one, "two"))
+    collect(path)
+    assert manifest_of(path, "two") == one
+    assert set(object_paths(path)) >= model(path, cfsctl).objects
+    cfsctl(path, "--no-upgrade", "oci", "fsck")
+
+
+def test_a_stream_that_is_written_again_keeps_what_it_leads_to(
+    dead: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, small_slices: None
+) -> None:
+    """A link without a ref, as a pull leaves it that is not done yet: it is young."""
+    layer = sorted(name for name in names(dead, "streams") if name.startswith("oci-layer-"))[0]
+    target = os.readlink(dead / "streams" / layer)
+    before = object_of(dead, f"streams/{layer}")
+
+    def write() -> None:
+        (dead / "streams" / "written-again").symlink_to(target)
+
+    at_slice(monkeypatch, 1, write)
+    collect(dead)
+    assert "written-again" in names(dead, "streams")
+    assert before in object_paths(dead)
+    cfsctl(dead, "--no-upgrade", "fsck")
+
+
+def test_a_ref_to_what_is_gone_stops_the_rest(dead: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_slice(monkeypatch, 1, lambda: link_of(dead, "streams/refs/oci/dangling", f"oci-manifest-sha256:{'00' * 32}"))
+    before = outside_state(dead)
+    with pytest.raises(BrokenRoots):
+        collect(dead)
+    assert outside_state(dead) - before == {"streams/refs/oci/dangling"}
+
+
+# -- all at once -------------------------------------------------------------------------------------------------------
+
+
+def soak_seconds() -> float:
+    """A minute; ``make soak`` asks for more, an impatient developer for less."""
+    return float(os.environ.get("CFS_TAGS_SOAK_SECONDS", "60"))
+
+
+def contents(image: Image) -> set[str]:
+    digests = {image.manifest_digest.removeprefix("sha256:"), image.config_digest.removeprefix("sha256:")}
+    files = (entry.content for layer in image.layers for entry in layer.entries if len(entry.content) > 64)
+    return digests | {hashlib.sha256(data).hexdigest() for data in files}
+
+
+@pytest.mark.slow
+def test_nothing_live_is_lost_and_nobody_waits_for_ever(cfsctl: Cfsctl, tmp_path: Path) -> None:
+    repo = tmp_path / "composefs"
+    layout = tmp_path / "layout"
+    repo.mkdir()
+    cfsctl(None, "init", "--insecure", repo)
+    images = {}
+    for number in range(support.soak.IMAGES):
+        shared = [base_layer(f"base-{number % 2}", 3000), base_layer("all", 2000)]
+        images[f"app-{number}"] = app_image(layout, f"app-{number}", shared, size=1500)
+    for number in range(2):
+        (tmp_path / f"tree-{number}/usr").mkdir(parents=True)
+        for index in range(5):
+            (tmp_path / f"tree-{number}/usr/{index}").write_bytes(random_bytes(f"{number * (index % 2)} {index}", 1000))
+    cfsctl(repo, "oci", "pull", f"oci:{layout}:app-0", "held")
+    seconds = soak_seconds()
+
+    roles: Sequence[str] = ["puller", "puller", "puller", "tagger", "tagger", "gc", "gc"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, support.soak.__file__, role, repo, f"{seconds}", f"{seed}", cfsctl.program, layout],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        for seed, role in enumerate(roles)
+    ]
+    said = []
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=max(1.0, seconds + 120 - (time.monotonic() - started)))
+            assert process.returncode == 0, err
+            said.append(json.loads(out))
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    assert all(one["longest"] < support.soak.DEADLINE for one in said)
+    collected = [one["done"] for one, role in zip(said, roles, strict=True) if role == "gc"]
+    assert sum(done["collections"] for done in collected) > 2
+    assert sum(done["objects"] for done in collected) > 10
+    time.sleep(1.1)  # the last leases run out
+    with Repository.open(repo, write=True) as opened:
+        result = gc.collect(opened)
+        assert tagging.expiry(0)
+    assert result.problems == ()
+    cfsctl(repo, "--no-upgrade", "fsck")
+    cfsctl(repo, "--no-upgrade", "oci", "fsck")
+    assert removed_nothing(cfsctl(repo, "--no-upgrade", "gc").stdout)
+    hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in object_paths(repo).values()}
+    tags = cfsctl.tags(repo)
+    expected = {"held": "app-0"} | {tag: name for one in said for tag, name in one["tags"].items()}
+    for tag, name in expected.items():
+        assert tags[tag] == images[name].manifest_digest
+        assert contents(images[name]) <= hashes, tag
+    assert set(object_paths(repo)) == model(repo, cfsctl).objects

@@ -1,0 +1,428 @@
+"""What a collection does besides: what runs out, what is kept for a while, referrers, deployments, locks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cfs_tags import Repository, gc, tagging
+from cfs_tags.errors import BrokenRoots, LockTimeout, UnresolvedDeployment
+from cfs_tags.repo import reflog
+from cfs_tags.repo.lock import Lock
+from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
+from deployments.conftest import fill_three, view_of
+from support.collecting import collect, plan
+from support.garbage import (
+    add_artifact,
+    add_stream,
+    content,
+    copy_of,
+    link_of,
+    manifest_of,
+    model,
+    names,
+    object_of,
+    object_paths,
+    parse_stream,
+    settle,
+)
+from support.peers import Cfsctl
+from support.peers_beside import hold_shared
+from support.stock import before_call, refs
+from support.sysroots import Host, Pool, fill_hosts, new_host
+
+Fresh = Callable[..., Path]
+
+
+def logged(path: Path) -> list[tuple[str, str]]:
+    with Repository.open(path) as repo:
+        return [(entry.action, entry.ref) for entry in reflog.all_entries(repo).entries]
+
+
+# -- leases and trash --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["leases", "trash"])
+def test_what_has_run_out_goes_and_what_has_not_stays(repo: Path, cfsctl: Cfsctl, kind: str) -> None:
+    top = f"streams/refs/cfs-tags/{kind}"
+    one = manifest_of(repo, "one")
+    past, future = tagging.expiry(-1), tagging.expiry(3600)
+    for number, moment in enumerate((past, future, "20200101T000000Z")):
+        link_of(repo, f"{top}/{moment}.{number}/name", f"oci-manifest-{one}")
+    (repo / f"{top}/20210101T000000Z.5").mkdir()
+    (repo / "streams/refs/oci/one").unlink()
+    stays = [f"{top}/{future}.1/name"]
+
+    planned = plan(repo)
+    done = collect(repo)
+
+    assert {change.path for change in planned.changes} == {change.path for change in done.changes}
+    assert [ref for ref in refs(repo) if ref.startswith(top)] == stays
+    assert [path.name for path in (repo / top).iterdir()] == [f"{future}.1"], "and the directories that are empty"
+    assert model(repo, cfsctl, stays).objects <= set(object_paths(repo))
+    assert sorted(entry for entry in logged(repo) if entry[0] != "found") == sorted(
+        ("expire", ref.path) for ref in done.changes
+    )
+
+
+def test_what_stands_among_leases_and_is_none_stays(repo: Path) -> None:
+    one = manifest_of(repo, "one")
+    odd = [
+        "streams/refs/cfs-tags/leases/20200101T000000Z/no-number",
+        "streams/refs/cfs-tags/leases/whatever.1/name",
+        "streams/refs/cfs-tags/leases/20200101T000000Z.1/deeper/name",
+        "streams/refs/cfs-tags/leases/name",
+    ]
+    for ref in odd:
+        link_of(repo, ref, f"oci-manifest-{one}")
+    assert collect(repo).changes == ()
+    assert set(odd) <= set(refs(repo))
+
+
+# -- keeping for a while -----------------------------------------------------------------------------------------------
+
+
+def test_grace_keeps_what_is_young_and_what_it_leads_to(repo: Path, cfsctl: Cfsctl) -> None:
+    before = set(object_paths(repo)), names(repo, "streams"), names(repo, "images")
+    for ref in refs(repo):
+        (repo / ref).unlink()
+
+    assert plan(repo, grace=3600.0).swept == collect(repo, grace=3600.0).swept == gc.Swept()
+    assert (set(object_paths(repo)), names(repo, "streams"), names(repo, "images")) == before
+
+    time.sleep(0.3)
+    collect(repo, grace=0.2)
+    assert object_paths(repo) == {}
+
+
+def test_grace_counts_from_when_a_link_was_made_too(fresh: Fresh) -> None:
+    """A pull that finds all its objects makes links alone."""
+    repo = fresh()
+    one = f"oci-manifest-{manifest_of(repo, 'one')}"
+    objects = model_of_stream(repo, one)
+    for ref in refs(repo):
+        (repo / ref).unlink()
+    time.sleep(1.5)
+    link = os.readlink(repo / "streams" / one)
+    (repo / "streams" / one).unlink()
+    (repo / "streams" / one).symlink_to(link)
+
+    collect(repo, grace=1.0)
+
+    assert one in names(repo, "streams")
+    assert set(object_paths(repo)) == objects
+
+
+def model_of_stream(repo: Path, name: str) -> set[str]:
+    ref = link_of(repo, "streams/refs/only", name)
+    try:
+        found: set[str] = set()
+        pending = [object_of(repo, "streams/refs/only")]
+        while pending:
+            stream = parse_stream(content(repo, pending[-1]).read_bytes(), 64)
+            found.add(pending.pop())
+            found |= stream.objects | set(stream.named.values())
+            pending += [one for key, one in stream.named.items() if not key.startswith("composefs")]
+        return found
+    finally:
+        ref.unlink()
+
+
+def test_grace_is_not_stopped_by_something_young_and_broken_that_no_ref_needs(repo: Path) -> None:
+    inner = add_stream(repo, "inner", objects=[b"i" * 300])
+    add_stream(repo, "outer", objects=[b"o" * 300], named={"inner": inner})
+    content(repo, inner).unlink()
+    (repo / "streams/inner").unlink()
+    settle()
+    collect(repo, grace=3600.0)
+    assert "outer" in names(repo, "streams")
+
+
+def test_a_root_is_named_like_those_of_cfsctl(fresh: Fresh, cfsctl: Cfsctl) -> None:
+    mine = fresh()
+    one = f"oci-manifest-{manifest_of(mine, 'one')}"
+    image = os.path.basename(os.readlink(mine / "images/refs/tree/named"))
+    for ref in refs(mine):
+        (mine / ref).unlink()
+    theirs = copy_of(mine, mine.parent / "theirs")
+
+    planned = plan(mine, roots=(one, image, "not-there"))
+    done = collect(mine, roots=(one, image, "not-there"))
+    cfsctl(theirs, "--no-upgrade", "gc", "-r", one, "-r", image, "-r", "not-there")
+
+    assert planned.swept == done.swept
+    assert set(object_paths(mine)) == set(object_paths(theirs)) != set()
+    assert names(mine, "streams") == names(theirs, "streams")
+
+
+def test_a_root_that_is_broken_stops_a_collection(repo: Path) -> None:
+    add_stream(repo, "root", objects=[b"o" * 300])
+    content(repo, object_of(repo, "streams/root")).unlink()
+    with pytest.raises(BrokenRoots) as error:
+        collect(repo, roots=("root",))
+    assert error.value.problems[0][1] == ("streams/root",)
+
+
+# -- referrers ---------------------------------------------------------------------------------------------------------
+
+
+def referrers(repo: Path) -> set[str]:
+    return {os.path.basename(ref) for ref in refs(repo) if ref.startswith("streams/refs/oci-referrers/")}
+
+
+def test_referrers_are_roots_unless_they_are_to_be_pruned(repo: Path) -> None:
+    before = referrers(repo)
+    (repo / "streams/refs/oci/one").unlink()
+    collect(repo)
+    assert referrers(repo) == before
+
+
+@pytest.mark.parametrize("first", ["with", "after"])
+def test_referrers_of_the_dead_are_pruned_to_a_fixed_point(repo: Path, cfsctl: Cfsctl, first: str) -> None:
+    one, two = manifest_of(repo, "one"), manifest_of(repo, "two")
+    of_two = add_artifact(repo, "of two", two)
+    index = add_artifact(repo, "of another index", f"sha256:{'cd' * 32}")
+    of_index = add_artifact(repo, "of that", index)
+    if first == "after":
+        with Repository.open(repo, write=True) as opened:
+            tagging.delete(opened, ["one"])
+        collect(repo)  # the subject goes; the log knows that it was here
+        assert f"oci-manifest-{one}" not in names(repo, "streams")
+    else:
+        (repo / "streams/refs/oci/one").unlink()
+    settle()
+
+    planned = plan(repo, prune_referrers=True)
+    done = collect(repo, prune_referrers=True)
+
+    assert planned.swept == done.swept
+    assert set(planned.changes) == set(done.changes)
+    assert len(done.changes) == 2, "the signature and the signature of the signature"
+    assert referrers(repo) >= {of_two, index, of_index}
+    assert len(referrers(repo)) == 4
+    assert [action for action, ref in logged(repo) if "oci-referrers" in ref and action != "found"] == ["prune"] * 2
+    assert set(object_paths(repo)) == model(repo, cfsctl).objects
+
+
+def test_the_signature_of_what_a_root_keeps_is_not_pruned(repo: Path) -> None:
+    before = referrers(repo)
+    one = f"oci-manifest-{manifest_of(repo, 'one')}"
+    (repo / "streams/refs/oci/one").unlink()
+    collect(repo, prune_referrers=True, roots=(one,))
+    collect(repo, prune_referrers=True, grace=3600.0)
+    assert referrers(repo) == before
+
+
+def test_the_signature_of_what_gets_a_tag_just_now_is_not_pruned(repo: Path, cfsctl: Cfsctl) -> None:
+    before = referrers(repo)
+    one = manifest_of(repo, "one")
+    (repo / "streams/refs/oci/one").unlink()
+    # right before the exclusive lock is taken for pruning
+    original = Lock.hold
+    came = []
+
+    def hold(self: Lock, mode: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and words[1] == "." and not came:
+            came.append(cfsctl(repo, "oci", "tag", one, "again"))
+        return original(self, mode, *words, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lock, "hold", hold)
+        collect(repo, prune_referrers=True)
+
+    assert came
+    assert referrers(repo) == before
+    assert model(repo, cfsctl).objects == set(object_paths(repo))
+
+
+# -- deployments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def host_pool(cfsctl: Cfsctl, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    return fill_hosts(cfsctl, tmp_path_factory.mktemp("gc-hosts"))
+
+
+@pytest.fixture
+def three(host_pool: Pool, tmp_path: Path) -> Host:
+    host = fill_three(new_host(tmp_path / "host", host_pool))
+    settle()
+    return host
+
+
+def on(host: Host, **options: object) -> gc.GcResult:
+    view = view_of(host)
+    planned = plan(host.repo, view, **options)
+    done = collect(host.repo, lambda: view_of(host), **options)
+    assert planned.swept == done.swept
+    assert planned.adopted == done.adopted
+    return done
+
+
+def test_deployments_are_adopted_before_anything_goes(three: Host) -> None:
+    three.untag_bootc()
+
+    done = on(three)
+
+    assert set(done.adopted) == {three.id(name) for name in ("same", "old", "new")}
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+
+
+def test_the_ref_of_a_deployment_that_is_gone_is_retired_and_its_content_collected(three: Host) -> None:
+    on(three)
+    three.undeploy("old")
+    three.untag_bootc()
+
+    done = on(three, retire_grace=0.0)
+
+    assert done.retired is not None
+    assert [row.id for row in done.retired.rows if row.done == "retired"] == [three.id("old")]
+    assert three.missing("old")
+    assert [three.missing(name) for name in ("same", "new")] == [[], []]
+
+
+def unresolve(host: Host, *names: str) -> None:
+    """Nothing says any more which manifest a deployment was made from."""
+    host.untag_bootc()
+    for name in names:
+        for stream in host.pool.images[name].streams[:2]:
+            (host.repo / "streams" / stream).unlink()
+        for path in host.state(name).glob("*.origin"):
+            path.unlink()
+        for path in host.state(name).glob("*.imginfo"):
+            path.unlink()
+
+
+def test_a_deployment_that_cannot_be_resolved_stops_a_collection(three: Host) -> None:
+    unresolve(three, "old", "new")
+    before = three.object_hashes(), refs(three.repo)
+
+    with pytest.raises(UnresolvedDeployment) as error:
+        collect(three.repo, lambda: view_of(three))
+    with pytest.raises(UnresolvedDeployment):
+        plan(three.repo, view_of(three))
+
+    assert error.value.status == 4
+    said = f"{error.value.deployment} {' '.join(error.value.notes)}"
+    assert all(three.id(name) in said for name in ("old", "new")), "all of them are named"
+    assert error.value.hint
+    assert (three.object_hashes(), refs(three.repo)) == before
+
+
+def test_unless_its_image_alone_is_to_be_kept(three: Host) -> None:
+    unresolve(three, "old")
+
+    on(three, image_only=True)
+
+    assert three.missing("old", image_only=True) == []
+    assert [three.missing(name) for name in ("same", "new")] == [[], []]
+    on(three)  # that is decided, and asked for once
+
+
+def test_a_full_disk_keeps_what_would_have_been_adopted(three: Host) -> None:
+    from cfs_tags.errors import SystemFailure
+    from support.stock import disk_full_after
+
+    three.untag_bootc()
+    for tag in three.pool.apps:
+        three.untag(tag)
+    with disk_full_after(0), pytest.raises(SystemFailure, match="space"):
+        collect(three.repo, lambda: view_of(three))
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+    assert three.missing_of_app(next(iter(three.pool.apps)))
+    on(three)
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+
+
+@pytest.mark.parametrize("name", ["life-staged", "life-finalized", "life-rebooted", "life-rolled-back"])
+def test_a_recorded_host_is_never_refused_and_loses_nothing(
+    bootc_host: Callable[[str], Path],
+    call: Run,  # noqa: F811
+    cfsctl: Cfsctl,
+    hosts: Path,
+    name: str,
+) -> None:
+    sysroot = bootc_host(name)
+    facts = json.loads((hosts / f"{name}.json").read_text())
+    words = ["--run", sysroot / "run", "--booted", facts["booted"], "--esp", "none"]
+    before = model(sysroot / "composefs", cfsctl).objects
+    settle()
+
+    planned = call("--sysroot", sysroot, "gc", *words, "--dry-run", "--json").result
+    done = call("--sysroot", sysroot, "gc", *words, "--json").result
+
+    same = ("objects", "bytes", "content_bytes", "streams", "images", "adopted", "retired")
+    assert {key: planned[key] for key in same} == {key: done[key] for key in same}
+    assert done["adopted"]
+    assert before <= set(object_paths(sysroot / "composefs"))
+    again = call("--sysroot", sysroot, "gc", *words, "--json").result
+    assert [again[key] for key in same] == [0, 0, 0, 0, 0, [], []]
+
+
+@pytest.mark.parametrize("name", ["a", "b", "e", "g2", "h", "i3", "w", "w2"])
+def test_a_damaged_host_can_be_collected_once_it_is_migrated(
+    bootc_host: Callable[[str], Path],
+    call: Run,  # noqa: F811
+    hosts: Path,
+    name: str,
+) -> None:
+    sysroot = bootc_host(name)
+    facts = json.loads((hosts / f"{name}.json").read_text())
+    words = ["--run", sysroot / "run", "--booted", facts.get("booted") or "none", "--esp", "none"]
+    settle()
+    migrated = call("--sysroot", sysroot, "migrate", *words)
+    done = call("--sysroot", sysroot, "gc", *words, "--json")
+    assert done.status == (0 if migrated.status == 0 else 4), (migrated, done)
+    assert call("--sysroot", sysroot, "gc", *words, "--image-only", "--json").status == 0
+
+
+# -- locks -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_not_to_be_had_names_who_has_it(repo: Path, cfsctl: Cfsctl) -> None:
+    (repo / "streams/refs/oci/one").unlink()
+    with hold_shared(cfsctl, repo) as pid, Repository.open(repo, write=True) as opened:
+        plan(repo)
+        started = time.monotonic()
+        with pytest.raises(LockTimeout) as error:
+            gc.collect(opened, timeout=0.2)
+        assert time.monotonic() - started < 5
+    assert error.value.status == 5
+    assert [holder["pid"] for holder in error.value.holders] == [pid]
+    assert "cfsctl" in error.value.message
+
+
+# -- at the command line -----------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_broken_is_listed(repo: Path, call: Run) -> None:  # noqa: F811
+    for number in range(12):
+        link_of(repo, f"streams/refs/oci/dangling-{number:02}", f"oci-manifest-sha256:{number:064x}")
+    said = call("--repo", repo, "gc")
+    assert said.status == 6
+    assert sum(line.startswith("broken: ") for line in said.lines) == 12
+    facts = call("--repo", repo, "gc", "--json").json["error"]
+    assert len(facts["facts"]["problems"]) == 12
+
+
+def test_the_second_signal_is_no_harm(repo: Path) -> None:
+    """SIGTERM is handled while a collection runs, and only then."""
+    import signal
+
+    seen = []
+
+    def look() -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    from cfs_tags.cli.main import main
+
+    (repo / "streams/refs/oci/one").unlink()
+    with before_call("remove", look):
+        assert main(["--repo", str(repo), "gc"]) == 0
+    assert seen[0] not in (signal.SIG_DFL, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

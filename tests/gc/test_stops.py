@@ -1,0 +1,209 @@
+"""A collection that is stopped anywhere leaves a correct repository, and the next one finishes it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cfs_tags import Repository, gc, tagging
+from cfs_tags.errors import SystemFailure
+from cfs_tags.repo import reflog
+from support.collecting import collect, plan
+from support.garbage import add_artifact, copy_of, model, names, object_paths, outside_state, random_bytes, settle
+from support.images import Layer, build_image, directory, file, pull_image
+from support.interrupt import Interruption, count_calls, every_stop, failed_after, kill_after, stopped_after
+from support.peers import Cfsctl
+from support.stock import disk_full_after, hard_copy, refs
+
+Fresh = Callable[..., Path]
+PAST = "20200101T000000Z"
+
+
+def broken_links(repo: Path) -> list[str]:
+    return [
+        f"{tree}/{name}" for tree in ("streams", "images") for name in names(repo, tree) if not (repo / tree / name).exists()
+    ]
+
+
+@pytest.fixture
+def littered(fresh: Fresh) -> Path:
+    """Two dead images, one of them kept by a lease until 2020, one by the trash until then, and a signature without subject."""
+    path = fresh()
+    with Repository.open(path, write=True) as repo:
+        tagging.create(repo, "leased", "one", expires=PAST)
+        tagging.delete(repo, ["one"])
+        tagging.delete(repo, ["two"], expires=PAST)
+    add_artifact(path, "of two", manifest_of_stream(path))
+    settle()
+    return path
+
+
+def manifest_of_stream(path: Path) -> str:
+    trash = next(ref for ref in refs(path) if "/trash/" in ref)
+    return os.readlink(path / trash).rpartition("oci-manifest-")[2]
+
+
+OPTIONS = {"prune_referrers": True}
+
+
+@pytest.mark.parametrize("how", [stopped_after, kill_after, failed_after(errno.EIO)])
+def test_the_next_collection_comes_to_the_same_end(
+    littered: Path, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "PAUSE", 0)
+    end = copy_of(littered, ram / "stops-end")
+    collect(end, **OPTIONS)
+    wanted = outside_state(end)
+    assert not [ref for ref in refs(end) if PAST in ref]
+    live = model(end, cfsctl).objects
+
+    def prepare(number: int) -> Path:
+        path = hard_copy(littered, ram / "stops-attempt")
+        time.sleep(0.012)  # no dry run here: a tick of the clock is enough
+        return path
+
+    for attempt in every_stop(prepare, lambda path: collect(path, **OPTIONS), how):
+        path = attempt.subject
+        assert broken_links(path) == []
+        assert live <= set(object_paths(path))
+        if attempt.number % 7 == 0:
+            cfsctl(path, "--no-upgrade", "fsck", check=True)
+            cfsctl(path, "--no-upgrade", "gc", "-n")
+        collect(path, **OPTIONS)
+        assert outside_state(path) == wanted, attempt.number
+    cfsctl(path, "--no-upgrade", "gc")
+    assert outside_state(path) == wanted
+
+
+def test_links_go_first_and_are_on_disk_before_the_first_object(littered: Path) -> None:
+    with count_calls() as calls:
+        collect(littered)
+    swept = [(name, args) for name, args in calls.made if name in ("remove", "sync")]
+    links = [at for at, (name, args) in enumerate(swept) if name == "remove" and str(args[1]).count("/") == 1]
+    objects = [at for at, (name, args) in enumerate(swept) if name == "remove" and "/" not in str(args[1])]
+    synced = [at for at, (name, args) in enumerate(swept) if name == "sync" and args[1:] == ("streams",)]
+    assert links
+    assert max(links) < min(at for at in synced if at > max(links)) < min(objects)
+
+
+# -- a full disk -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_does_not_keep_a_collector_from_making_room(littered: Path) -> None:
+    wanted = plan(littered).swept
+    with disk_full_after(0) as seen:
+        done = collect(littered)
+    assert seen["failed"] > 0
+    assert done.swept.objects >= wanted.objects > 0
+    assert not [ref for ref in refs(littered) if PAST in ref]
+
+
+def test_nothing_fails_where_only_the_log_has_no_room(littered: Path) -> None:
+    with disk_full_after(0, operations=("append",)):
+        collect(littered)
+    assert not [ref for ref in refs(littered) if PAST in ref]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", where], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield where
+    subprocess.run(["umount", "--lazy", where], check=True)
+
+
+def test_a_disk_that_is_really_full_is_collected(small_disk: Path, cfsctl: Cfsctl, tmp_path: Path) -> None:
+    path = small_disk / "composefs"
+    path.mkdir()
+    cfsctl(None, "init", "--insecure", path)
+    layers = [Layer([directory("usr"), *(file(f"usr/{n}", random_bytes(f"full {n}", 20_000)) for n in range(40))])]
+    image = build_image(tmp_path / "layout", "app", layers)
+    pull_image(cfsctl, path, image, "app")
+    cfsctl(path, "oci", "untag", "app")
+    with (small_disk / "rest").open("wb", buffering=0) as rest, pytest.raises(OSError, match="No space left"):
+        rest.writelines(b"x" * 4096 for _ in range(1000))
+    settle()
+
+    done = collect(path)
+
+    assert done.swept.objects > 40
+    assert object_paths(path) == {}
+
+
+def test_what_cannot_be_helped_is_said(littered: Path) -> None:
+    """Nothing can be deleted and nothing can be written: that is an error, not silence."""
+    with (
+        disk_full_after(0, operations=("append", "create_file", "replace_file", "remove", "rename")),
+        pytest.raises(SystemFailure),
+    ):
+        collect(littered)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_collection_cleanly(fresh: Fresh, cfsctl: Cfsctl, number: signal.Signals, tmp_path: Path) -> None:
+    path = fresh()
+    for tag in ("one", "two", "three"):
+        (path / "streams/refs/oci" / tag).unlink()
+    program = (
+        "import sys, time\n"
+        "from cfs_tags import gc\n"
+        "from cfs_tags.repo import fsops\n"
+        "from cfs_tags.cli.main import main\n"
+        "gc.BATCH = 1\n"
+        "remove = fsops.remove\n"
+        "def slowly(fd, name):\n"
+        "    remove(fd, name)\n"
+        "    print('.', file=sys.stderr, flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "fsops.remove = slowly\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--repo", str(path), "gc"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert process.stderr.read(1) == b"."
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130, (out, err)
+    assert b"interrupted" in err
+    assert b"Traceback" not in err
+    assert broken_links(path) == []
+    cfsctl(path, "--no-upgrade", "fsck")
+    settle()
+    kept = model(path, cfsctl).objects
+    collect(path)
+    assert set(object_paths(path)) == kept
+
+
+def test_what_expired_is_in_the_log(littered: Path) -> None:
+    collect(littered)
+    with Repository.open(littered) as repo:
+        actions = [entry.action for entry in reflog.all_entries(repo).entries if entry.new is None and PAST in entry.ref]
+    assert actions == ["expire", "expire"]
+    assert not list((littered / "streams/refs/cfs-tags").glob("*/*"))
+
+
+def test_two_collections_at_once_come_to_one_end(littered: Path, ram: Path, cfsctl: Cfsctl) -> None:
+    kept = model(littered, cfsctl, [ref for ref in refs(littered) if PAST not in ref]).objects
+    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(littered), "gc"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(4)]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    assert set(object_paths(littered)) == kept
