@@ -19,6 +19,8 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire
@@ -30,7 +32,7 @@ from cfs_tags.repo import fsops, refs
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from cfs_tags.deploying import DeploymentPlan, RetirePlan
@@ -378,23 +380,33 @@ def _count_directory(
     if fd is None:
         return total, False
     objects, allocated, size = total[:3]
-    look = os.stat
     try:
-        for name in _dead_names(repo, parent, os.listdir(fd), live):
-            try:
-                status = look(name, dir_fd=fd, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if status.st_ctime_ns >= limit or not stat.S_ISREG(status.st_mode):
+        names = _dead_names(repo, parent, os.listdir(fd), live)
+        look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
+        try:
+            found = [_facts(status) for status in map(look, names)]
+        except FileNotFoundError:  # somebody else collects
+            found = list(_those_there(look, names))
+        for mode, changed, blocks, length in found:
+            if changed >= limit or not stat.S_ISREG(mode):
                 continue
             objects += 1
-            allocated += status.st_blocks * 512
-            size += status.st_size
+            allocated += blocks * 512
+            size += length
             if free_bytes is not None and allocated >= free_bytes:
                 return total._replace(objects=objects, allocated=allocated, size=size), True
     finally:
         os.close(fd)
     return total._replace(objects=objects, allocated=allocated, size=size), False
+
+
+_facts: Callable[[os.stat_result], tuple[int, int, int, int]] = attrgetter("st_mode", "st_ctime_ns", "st_blocks", "st_size")
+
+
+def _those_there(look: Callable[[str], os.stat_result], names: Iterable[str]) -> Iterator[tuple[int, int, int, int]]:
+    for name in names:
+        with suppress(FileNotFoundError):
+            yield _facts(look(name))
 
 
 def _dead_names(repo: ReadRepo, parent: str, names: list[str], live: set[int]) -> list[str]:

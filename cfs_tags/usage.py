@@ -10,8 +10,12 @@ from __future__ import annotations
 import os
 import stat
 from array import array
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
@@ -23,7 +27,7 @@ from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
@@ -264,10 +268,12 @@ class _Sums(NamedTuple):
         return _Sums(sums, self.dead.plus(other.dead), self.linked + other.linked)
 
 
+_Facts = tuple[int, int, int]
+_facts: Callable[[os.stat_result], _Facts] = attrgetter("st_mode", "st_blocks", "st_nlink")
+
+
 def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _Sums:
-    counts: dict[int, int] = {}
-    blocks: dict[int, int] = {}
-    linked = 0
+    seen: dict[tuple[int, _Facts], int] = {}
     for parent in parents:
         fd = repo.directory(f"{layout.OBJECTS}/{parent}")
         if fd is None:
@@ -275,26 +281,28 @@ def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _
         try:
             names, keys = names_of_objects(repo, parent, os.listdir(fd))
             look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
-            for mask, status in zip(map(masks.get, keys, repeat(0)), map(_or_none(look), names), strict=True):
-                if status is None or not stat.S_ISREG(status.st_mode):
-                    continue
-                counts[mask] = counts.get(mask, 0) + 1
-                blocks[mask] = blocks.get(mask, 0) + status.st_blocks
-                linked += status.st_nlink > 1
+            try:
+                # a million of them: nothing of this is a loop of Python's
+                found = Counter(zip(map(masks.get, keys, repeat(0)), map(_facts, map(look, names)), strict=True))
+            except FileNotFoundError:  # somebody else collects
+                found = Counter(_those_there(look, zip(map(masks.get, keys, repeat(0)), names, strict=True)))
         finally:
             os.close(fd)
-    found = {mask: Used(counts[mask], blocks[mask] * 512) for mask in counts}
-    return _Sums(found, found.pop(0, Used(0, 0)), linked)
+        for fact, count in found.items():
+            seen[fact] = seen.get(fact, 0) + count
+    sums: dict[int, Used] = {}
+    linked = 0
+    for (mask, (mode, blocks, links)), count in seen.items():
+        if stat.S_ISREG(mode):
+            sums[mask] = sums.get(mask, Used(0, 0)).plus(Used(count, count * blocks * 512))
+            linked += count if links > 1 else 0
+    return _Sums(sums, sums.pop(0, Used(0, 0)), linked)
 
 
-def _or_none(look: Callable[[str], os.stat_result]) -> Callable[[str], os.stat_result | None]:
-    def looked(name: str) -> os.stat_result | None:
-        try:
-            return look(name)
-        except FileNotFoundError:  # somebody else collects
-            return None
-
-    return looked
+def _those_there(look: Callable[[str], os.stat_result], names: Iterable[tuple[int, str]]) -> Iterator[tuple[int, _Facts]]:
+    for mask, name in names:
+        with suppress(FileNotFoundError):
+            yield mask, _facts(look(name))
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------

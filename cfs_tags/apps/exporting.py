@@ -1,8 +1,8 @@
 """Exporting images: layers are put together again from their splitstreams, bit for bit.
 
 What a repository keeps of a layer is its uncompressed tar; the compressed blob that the manifest names cannot be made
-again in general.  So the exported image has a manifest of its own that names the layers as they are exported, with the digest of
-the original as an annotation; config and image ID stay.  Where all the layers come out as the manifest names them (they
+again in general.  So the exported image has a manifest of its own that names the layers as they are exported, with the
+digest of the original as an annotation; config and image ID stay.  Where all the layers come out as the manifest names them (they
 were plain, or compress to the same bytes) the original manifest is exported.
 """
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cfs_tags.repo.contents import StoredImage, StoredLayer
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["COMPRESSIONS", "ExportedLayer", "Exported", "Plan", "execute", "parse_destination", "plan"]
+__all__ = ["COMPRESSIONS", "Exported", "ExportedLayer", "Plan", "execute", "parse_destination", "plan"]
 
 COMPRESSIONS = ("none", "gzip", "zstd")
 """How layers can be written."""

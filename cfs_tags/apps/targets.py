@@ -106,6 +106,7 @@ class LayoutTarget:
         return found
 
     def has(self, digest: Digest, size: int) -> bool:
+        """Whether the target has that blob already."""
         try:
             status = os.stat(_blob(digest), dir_fd=self._fd, follow_symlinks=False)
         except OSError:
@@ -113,9 +114,11 @@ class LayoutTarget:
         return status.st_size == size
 
     def blob(self, digest: Digest | None, size: int | None) -> BlobWriter:
+        """A writer for a blob of that digest and size, None where they are not known before."""
         return _LayoutBlob(self._fd, self._path)
 
     def finish(self, descriptor: dict[str, Any], name: str | None) -> None:
+        """Name the manifest, after everything that it names is on disk."""
         entry = dict(descriptor)
         if name is not None:
             entry["annotations"] = {**entry.get("annotations", {}), _REF_NAME: name}
@@ -132,6 +135,7 @@ class LayoutTarget:
             raise SystemFailure.of(error, "write", self._path) from error
 
     def close(self) -> None:
+        """Let go of the target; what was not finished is removed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -169,6 +173,7 @@ class _LayoutBlob:
             raise self._failure(error) from error
 
     def close(self) -> None:
+        """Let go of the target; what was not finished is removed."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -215,12 +220,15 @@ class ArchiveTarget:
         raise TargetExists(path=self._path)
 
     def has(self, digest: Digest, size: int) -> bool:
+        """Whether the target has that blob already."""
         return digest in self._written
 
     def blob(self, digest: Digest | None, size: int | None) -> BlobWriter:
+        """A writer for a blob of that digest and size, None where they are not known before."""
         return _ArchiveBlob(self, digest, size)
 
     def finish(self, descriptor: dict[str, Any], name: str | None) -> None:
+        """Name the manifest, after everything that it names is on disk."""
         entry = dict(descriptor)
         if name is not None:
             entry["annotations"] = {_REF_NAME: name}
@@ -236,6 +244,7 @@ class ArchiveTarget:
             raise SystemFailure.of(error, "write", self._path) from error
 
     def close(self) -> None:
+        """Let go of the target; what was not finished is removed."""
         for fd in (self._fd, self._directory):
             if fd >= 0:
                 os.close(fd)
@@ -296,6 +305,7 @@ class _ArchiveBlob:
             os.close(reader)
 
     def close(self) -> None:
+        """Let go of the target; what was not finished is removed."""
         if self._own >= 0:
             os.close(self._own)
             self._own = -1
