@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support.peers import MISSING, PEERS, Cfsctl, peer_or_skip
-from support.trees import copy_tree
+from support.trees import copy_tree, unpack
 
 # The same examples on every machine and in every run: a failure can be looked at again.  A deadline for one example
 # would measure the machine, not the code.
@@ -157,8 +156,7 @@ def _unpacked_hosts(hosts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     def get(name: str) -> Path:
         target = home / name
         if not target.exists():
-            with tarfile.open(hosts / f"{name}.tar.gz") as archive:
-                archive.extractall(target, filter="fully_trusted")
+            unpack(hosts / f"{name}.tar.gz", target)
         return target
 
     return get

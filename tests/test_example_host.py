@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from support.peers import Cfsctl
+from support.trees import unpack
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FACTS = json.loads((EXAMPLES / "host.json").read_text())
@@ -17,8 +17,7 @@ FACTS = json.loads((EXAMPLES / "host.json").read_text())
 @pytest.fixture(scope="module")
 def sysroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("host")
-    with tarfile.open(EXAMPLES / "host.tar.gz") as archive:
-        archive.extractall(target, filter="tar")
+    unpack(EXAMPLES / "host.tar.gz", target)
     return target
 
 

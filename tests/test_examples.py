@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from cfs_tags import Repository, tags
 from support.peers import Cfsctl
 from support.stock import link_to
-from support.trees import tree
+from support.trees import tree, unpack
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -24,8 +23,7 @@ DIGESTS = {tag: facts["manifest"] for tag, facts in FACTS["apps"].items()}
 
 @pytest.fixture
 def composefs(tmp_path: Path) -> Path:
-    with tarfile.open(EXAMPLES / "host.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="tar")
+    unpack(EXAMPLES / "host.tar.gz", tmp_path)
     return tmp_path / "composefs"
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
+    from cfs_tags.apps.filling import Fillers
     from cfs_tags.apps.served import Catalog
     from cfs_tags.apps.turns import Share
     from cfs_tags.repo.store import ReadRepo
@@ -63,7 +64,6 @@ STOP_SECONDS = 10.0
 """Seconds that answers under way have when the server is stopped."""
 
 _PUMPS = 8
-_FILLERS = 1
 _SLICE = 0.1
 _SMALL = 64 << 10
 """Bytes of a body that is read as a whole and sent as it is."""
@@ -85,6 +85,7 @@ class Server:
     Args:
         repo: the repository.
         catalog: what is shown of it.
+        fillers: of the same repository, with :data:`BODIES` slots; closed by whoever made them.
         listeners: bound and listening; closed at the end.
         log: called with one line for each request and for what goes wrong; it is safe on a terminal.
         lock_timeout: seconds that a request waits for the repository lock.
@@ -94,6 +95,7 @@ class Server:
         self,
         repo: ReadRepo,
         catalog: Catalog,
+        fillers: Fillers,
         listeners: Sequence[socket.socket],
         log: Callable[[str], None],
         lock_timeout: float = GRACE_SECONDS,
@@ -105,10 +107,10 @@ class Server:
         self.bodies = asyncio.Semaphore(BODIES)
         self.stopping = asyncio.Event()
         self.idle: OrderedDict[asyncio.Task[None], None] = OrderedDict()
+        self._fillers = fillers
         self._listeners = listeners
         self._reader = ThreadPoolExecutor(1, "look-up")
         self._pumps = ThreadPoolExecutor(_PUMPS, "pump")
-        self._filler = ThreadPoolExecutor(_FILLERS, "filler")
         self._connections: dict[asyncio.Task[None], socket.socket] = {}
         self._room = asyncio.Event()
 
@@ -133,7 +135,6 @@ class Server:
                 await asyncio.wait(self._connections, timeout=STOP_SECONDS)
             await _end(list(self._connections))
             self._pumps.shutdown()
-            self._filler.shutdown()
             self._reader.shutdown()
 
     async def look_up(self, wanted: routes.Route | Problem, headers: dict[str, str]) -> Answer:
@@ -150,7 +151,7 @@ class Server:
 
     def body(self, part: Part, head: bytes) -> Body:
         """What sends a part of a blob after a head."""
-        return Body(self.repo, part.stream, self._filler, part.start, part.length, head)
+        return Body(self.repo, self._fillers.open(*part), head)
 
     async def pump(self, body: Body, connection: socket.socket) -> bool:
         """Let a worker send for a while; whether all is sent."""

@@ -15,6 +15,7 @@ from cfs_tags.errors import CommandLineError, Interrupted, MissingExtra, printab
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cfs_tags.apps.filling import Fillers
     from cfs_tags.apps.served import Catalog
     from cfs_tags.repo.store import ReadRepo
 
@@ -89,13 +90,21 @@ def _need_h11() -> None:
 
 
 def _serve(repo: ReadRepo, catalog: Catalog, addresses: Sequence[str], timeout: float) -> None:
+    from cfs_tags.apps.filling import Fillers
+    from cfs_tags.apps.httpd import BODIES
+
+    _raise_limit()
+    with Fillers(repo, BODIES) as fillers:  # before anything that a process should not have with it
+        _listen(repo, catalog, fillers, addresses, timeout)
+
+
+def _listen(repo: ReadRepo, catalog: Catalog, fillers: Fillers, addresses: Sequence[str], timeout: float) -> None:
     import asyncio
     import signal
 
     from cfs_tags.apps import listeners
     from cfs_tags.apps.httpd import Server
 
-    _raise_limit()
     sockets = listeners.inherited(os.environ, os.getpid()) if not addresses else []
     is_ours = not sockets
     if is_ours:
@@ -111,7 +120,7 @@ def _serve(repo: ReadRepo, catalog: Catalog, addresses: Sequence[str], timeout: 
     got: list[int] = []
 
     async def run() -> None:
-        server = Server(repo, catalog, sockets, _say, timeout)
+        server = Server(repo, catalog, fillers, sockets, _say, timeout)
 
         def stop(number: int) -> None:
             got.append(number)

@@ -6,14 +6,13 @@ import io
 import json
 import os
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
 
 from cfs_tags.cli.main import main
-from support.trees import copy_tree
+from support.trees import copy_tree, unpack
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -79,8 +78,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture(scope="session")
 def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("example")
-    with tarfile.open(EXAMPLES / "host.tar.gz") as archive:
-        archive.extractall(target, filter="tar")
+    unpack(EXAMPLES / "host.tar.gz", target)
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -17,7 +16,7 @@ from cfs_tags.values import Algorithm
 from cli.conftest import Run, Said, call  # noqa: F401  (call is a fixture here too)
 from support.peers import Cfsctl
 from support.sysroots import Host, Pool, fill_hosts, fill_rivals, fill_twins, new_host, with_old_headers
-from support.trees import copy_tree
+from support.trees import copy_tree, unpack
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -120,8 +119,7 @@ def view_of(host: Host, **changes: object) -> SysrootView:
 @pytest.fixture(scope="session")
 def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("example")
-    with tarfile.open(EXAMPLES / "host.tar.gz") as archive:
-        archive.extractall(target, filter="tar")
+    unpack(EXAMPLES / "host.tar.gz", target)
     return target
 
 

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cfs_tags import Repository
+from cfs_tags.apps import httpd
+from cfs_tags.apps.filling import Fillers
 from cfs_tags.apps.httpd import Server
 from cfs_tags.apps.served import Catalog
+from cfs_tags.repo.store import ReadRepo
 
 __all__ = ["Program", "Response", "Served", "client", "fetch", "program", "serving"]
 
@@ -86,33 +89,33 @@ class Served(NamedTuple):
 @contextmanager
 def serving(repo: Path, allow: Sequence[str] = (), lock_timeout: float = 5.0) -> Iterator[Served]:
     """Serve a repository from a thread of this process."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    address = "{}:{}".format(*listener.getsockname())
     log: list[str] = []
     ready = threading.Event()
     running: list[tuple[asyncio.AbstractEventLoop, Server]] = []
 
-    def run() -> None:
+    def run(opened: ReadRepo, fillers: Fillers) -> None:
         async def main() -> None:
-            with Repository.open(repo) as opened:
-                server = Server(opened, Catalog(opened, allow), [listener], log.append, lock_timeout)
-                running.append((asyncio.get_running_loop(), server))
-                ready.set()
-                await server.run()
+            server = Server(opened, Catalog(opened, allow), fillers, [listener], log.append, lock_timeout)
+            running.append((asyncio.get_running_loop(), server))
+            ready.set()
+            await server.run()
 
         asyncio.run(main())
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(20)
-    try:
-        yield Served(address, log)
-    finally:
-        loop, server = running[0]
-        loop.call_soon_threadsafe(server.stop)
-        thread.join(30)
-        assert not thread.is_alive()
-        assert not [line for line in log if "internal error" in line]
+    with Repository.open(repo) as opened, Fillers(opened, httpd.BODIES, 1) as fillers:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        address = "{}:{}".format(*listener.getsockname())
+        thread = threading.Thread(target=run, args=(opened, fillers))
+        thread.start()
+        assert ready.wait(20)
+        try:
+            yield Served(address, log)
+        finally:
+            loop, server = running[0]
+            loop.call_soon_threadsafe(server.stop)
+            thread.join(30)
+            assert not thread.is_alive()
+            assert not [line for line in log if "internal error" in line]
 
 
 class Program(NamedTuple):

@@ -1,0 +1,796 @@
+"""Importing: what becomes of an image, beside what ``cfsctl oci pull`` makes of it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cfs_tags import Repository, tags
+from cfs_tags.apps import importing, platforms, tarstream
+from cfs_tags.apps.importing import Options
+from cfs_tags.errors import (
+    AmbiguousName,
+    FormatError,
+    InvalidArgument,
+    PlatformNotFound,
+    SourceNotFound,
+    TagExists,
+)
+from cfs_tags.repo import refs
+from cfs_tags.values import ContentId, Digest
+from support import tars
+from support.images import (
+    Entry,
+    Image,
+    Layer,
+    app_image,
+    base_layer,
+    block_device,
+    build_artifact,
+    build_image,
+    build_index,
+    char_device,
+    directory,
+    fifo,
+    file,
+    hardlink,
+    opaque,
+    pull_image,
+    random_bytes,
+    skopeo_copy,
+    static_image,
+    symlink,
+    umoci_image,
+    umoci_truncated_image,
+    whiteout,
+)
+from support.importing import import_image
+from support.interrupt import every_stop, failed_after, kill_after, stopped_after, torn_after
+from support.peers import Cfsctl
+from support.trees import tree
+
+NewRepo = Callable[..., Path]
+
+
+def libzstd_version() -> str:
+    """With 1.5.7, which cfsctl 0.9.4 is built with, streams are the same bytes; else they mean the same."""
+    try:
+        from compression import zstd
+    except ImportError:
+        from backports import zstd
+    return str(zstd.zstd_version)
+
+
+def links(repo: Path) -> dict[str, str]:
+    """Name and object of every stream."""
+    return {path.name: str(path.readlink()) for path in (repo / "streams").iterdir() if path.is_symlink()}
+
+
+def layer_links(repo: Path) -> dict[str, str]:
+    return {name: target for name, target in links(repo).items() if name.startswith("oci-layer-")}
+
+
+def all_refs(repo: Path) -> dict[str, str | None]:
+    with Repository.open(repo) as opened:
+        return dict(refs.walk(opened, "streams/refs"))
+
+
+def stream_bytes(cfsctl: Cfsctl, repo: Path, name: str) -> bytes:
+    """What ``cfsctl cat`` says that a stream stands for."""
+    import subprocess
+
+    done = subprocess.run(
+        cfsctl.command(repo, "--no-upgrade", "cat", name), env=cfsctl.environment, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inspected(cfsctl: Cfsctl, repo: Path, name: str) -> dict[str, Any]:
+    return dict(cfsctl.json(repo, "--no-upgrade", "oci", "inspect", name))
+
+
+def without_erofs(shown: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in shown.items() if "erofs" not in key}
+
+
+def check_image(cfsctl: Cfsctl, repo: Path, image: Image) -> None:
+    """Everything of an image reads as it was, with the real cfsctl."""
+    cfsctl.assert_healthy(repo)
+    assert stream_bytes(cfsctl, repo, f"oci-manifest-{image.manifest_digest}") == image.manifest_bytes
+    assert stream_bytes(cfsctl, repo, f"oci-config-{image.config_digest}") == image.config_bytes
+    for layer in image.layers:
+        assert stream_bytes(cfsctl, repo, f"oci-layer-{layer.diff_id}") == layer.tar
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+BIG = b"x" * 65
+LONG = b"d/" * 140 + b"f"
+
+
+def everything() -> list[Entry]:
+    """One of each kind of entry."""
+    return [
+        directory("usr"),
+        directory("usr/lib", 0o750).owned(7, 8),
+        file("usr/lib/empty"),
+        file("usr/lib/inline", b"i" * 64),
+        file("usr/lib/object", b"o" * 65),
+        file("usr/lib/same", b"o" * 65),
+        file("usr/lib/block", b"b" * 512),
+        file("usr/lib/long", random_bytes("long", 300_001)),
+        file("usr/lib/setuid", BIG, 0o4755),
+        file("usr/lib/attr", BIG).with_xattrs(user__a=b"1", security__capability=b"\1\0\0\2"),
+        hardlink("usr/lib/hard", "usr/lib/object"),
+        symlink("usr/lib/soft", "../lib/object"),
+        char_device("usr/lib/null", 1, 3),
+        block_device("usr/lib/loop", 7, 0),
+        fifo("usr/lib/pipe"),
+        file("usr/lib/" + "n" * 250, BIG),
+        whiteout("usr/lib/gone"),
+        opaque("usr/lib"),
+        file("usr/lib/object", b"twice" * 20),
+    ]
+
+
+TARS = {
+    "each kind of entry": Layer(everything()).tar,
+    "empty": tars.END,
+    "nothing but usr": tars.usr() + tars.END,
+    "no end": tars.usr() + tars.entry(b"usr/f", BIG),
+    "record padding": tars.usr() + tars.entry(b"usr/f", BIG) + bytes(10240),
+    "something after the end": tars.usr() + tars.END + random_bytes("tail", 3000),
+    "a block of zeros in between": tars.usr() + bytes(512) + tars.entry(b"usr/f", BIG) + tars.END,
+    "a path beyond 255 bytes in a PAX header": tars.usr()
+    + tars.pax({"path": "usr/" + "p/" * 200})
+    + tars.entry(b"x", BIG)
+    + tars.END,
+    "a path beyond 255 bytes in a GNU header": tars.usr()
+    + tars.gnu_long(b"usr/" + LONG)
+    + tars.entry(b"x", BIG, magic=tars.GNU)
+    + tars.END,
+    "long name and long target": tars.usr()
+    + tars.gnu_long(LONG, b"K")
+    + tars.gnu_long(b"usr/" + LONG)
+    + tars.entry(b"x", kind=b"2", link=b"y", magic=tars.GNU)
+    + tars.END,
+    "a size in a PAX header": tars.usr()
+    + tars.pax({"size": "700"})
+    + tars.header(b"usr/f", 0)
+    + tars.sized(b"s" * 700)
+    + tars.END,
+    "a PAX size for one entry only": tars.usr()
+    + tars.pax({"size": "70"})
+    + tars.header(b"usr/f", 5)
+    + tars.sized(b"s" * 70)
+    + tars.entry(b"usr/g", BIG * 3)
+    + tars.END,
+    "size= in another PAX record": tars.usr() + tars.pax({"comment": "x size=9"}) + tars.entry(b"usr/f", BIG) + tars.END,
+    "a global header that ends a PAX header": tars.usr()
+    + tars.pax({"size": "700"})
+    + tars.pax({"comment": "all"}, b"g")
+    + tars.entry(b"usr/f", BIG)
+    + tars.END,
+    "a size in base 256": tars.usr()
+    + tars.header(b"usr/f", length=b"\x80" + (70).to_bytes(11, "big"), magic=tars.GNU)
+    + tars.sized(b"6" * 70)
+    + tars.END,
+    "a size with blanks": tars.usr() + tars.header(b"usr/f", length=b"        106 ") + tars.sized(b"6" * 70) + tars.END,
+    "an old header without magic": tars.usr() + tars.entry(b"usr/f", BIG, magic=bytes(8), kind=b"\0") + tars.END,
+    "a contiguous file": tars.usr() + tars.entry(b"usr/f", BIG, kind=b"7") + tars.END,
+    "a directory with content": tars.usr() + tars.entry(b"usr/d/", b"c" * 700, kind=b"5") + tars.END,
+    "another type with content": tars.usr() + tars.entry(b"usr/d", b"c" * 700, kind=b"Z") + tars.END,
+    "x without magic": tars.usr() + tars.entry(b"usr/d", b"c" * 700, kind=b"x", magic=bytes(8)) + tars.END,
+    "hidden in many inline bytes": tars.usr()
+    + b"".join([tars.entry(b"usr/s%d" % n, kind=b"2", link=b"t") for n in range(9000)])
+    + tars.entry(b"usr/f", BIG)
+    + tars.END,
+    "a file longer than what is given out at once": tars.usr() + tars.entry(b"usr/f", random_bytes("3", 3 << 20)) + tars.END,
+}
+"""Tars that cfsctl stores, too."""
+
+CFSCTL_CANNOT_MAKE_AN_IMAGE_OF = (
+    "empty",
+    "a directory with content",
+    "another type with content",
+    "x without magic",
+    "a PAX size for one entry only",
+    "a global header that ends a PAX header",
+)
+
+
+@pytest.mark.parametrize("what", TARS)
+def test_a_layer_becomes_the_stream_that_cfsctl_makes(what: str, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [base_layer(), tars.RawLayer(TARS[what])])
+    ours, theirs = new_repo(tmp_path / "ours"), new_repo(tmp_path / "theirs")
+    import_image(ours, image.source)
+    # cfsctl stores the layers first: whether it can make an EROFS image of them is another matter
+    cfsctl(theirs, "oci", "pull", image.source, "app", check=False)
+    if libzstd_version() == "1.5.7":
+        assert layer_links(ours) == layer_links(theirs)
+    assert layer_links(ours).keys() == layer_links(theirs).keys()
+    check_image(cfsctl, ours, image)
+
+
+def old_gnu_sparse(name: bytes, data: bytes, blocks: int = 0) -> bytes:
+    """An entry of type S: a map of four pieces in the header, and of 21 in each of ``blocks`` blocks after it."""
+    tail = bytearray(167)
+    tail[482 - 345] = 1 if blocks else 0
+    tail[483 - 345 : 495 - 345] = b"%011o\0" % (7 << 30)
+    made = tars.header(name, len(data), b"S", magic=tars.GNU, tail=bytes(tail))
+    for number in range(blocks):
+        block = bytearray(512)
+        block[504] = 1 if number + 1 < blocks else 0
+        made += bytes(block)
+    return made + tars.sized(data)
+
+
+REFUSED = {
+    "old GNU sparse": tars.usr() + old_gnu_sparse(b"usr/f", BIG * 9) + tars.entry(b"usr/g", BIG) + tars.END,
+    "old GNU sparse with a long map": tars.usr() + old_gnu_sparse(b"usr/f", BIG * 9, 3) + tars.entry(b"usr/g", BIG) + tars.END,
+    "PAX sparse 0.1": tars.usr()
+    + tars.pax({"GNU.sparse.map": "0,70", "GNU.sparse.size": "9000000000", "GNU.sparse.numblocks": "1"})
+    + tars.entry(b"usr/f", b"s" * 70)
+    + tars.END,
+    "PAX sparse 1.0": tars.usr()
+    + tars.pax(
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9663676416", "GNU.sparse.name": "usr/f"}
+    )
+    + tars.entry(b"usr/GNUSparseFile.0/f", b"1\n0\n70\n".ljust(512, b"\0") + b"s" * 70)
+    + tars.END,
+    "cut in the padding": (tars.usr() + tars.entry(b"usr/f", BIG))[:-400],
+    "one block of zeros": tars.usr() + tars.entry(b"usr/f", BIG) + bytes(512),
+    "a header without an entry": tars.usr() + tars.pax({"path": "x"}) + tars.END,
+    "a sum of signed bytes": tars.usr() + tars.entry(b"usr/\xff\xfe", BIG, signed=True) + tars.END,
+    "a time before 1970": tars.usr() + tars.pax({"mtime": "-1.5"}) + tars.entry(b"usr/f", BIG) + tars.END,
+}
+"""Tars that cfsctl does not store; podman and skopeo take them."""
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_layer_that_cfsctl_refuses_is_kept_bit_for_bit(what: str, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [base_layer(), tars.RawLayer(REFUSED[what])])
+    repo = new_repo(tmp_path / "ours")
+    import_image(repo, image.source)
+    check_image(cfsctl, repo, image)
+    assert cfsctl(new_repo(tmp_path / "theirs"), "oci", "pull", image.source, "app", check=False).returncode != 0
+
+
+@pytest.mark.parametrize("pax_header", [True, False], ids=["PAX", "GNU"])
+def test_a_file_beyond_8_gib_is_cut_where_its_header_says(pax_header: bool) -> None:
+    """Without its content: of that only a view of one block is given out, again and again."""
+    from collections.abc import Iterator
+
+    from cfs_tags.apps import tarsplit
+
+    size = (9 << 30) + 1
+    block = bytes(1 << 20)
+    if pax_header:
+        start = tars.pax({"size": str(size)}) + tars.header(b"usr/f", length=b"77777777777\0")
+    else:
+        start = tars.header(b"usr/f", length=b"\x80" + size.to_bytes(11, "big"), magic=tars.GNU)
+
+    def chunks() -> Iterator[bytes]:
+        yield start
+        left = size + -size % 512
+        while left:
+            yield block[: min(left, len(block))]
+            left -= min(left, len(block))
+        yield tars.END
+
+    class Sink:
+        seen: list[int] = []  # noqa: RUF012
+        large = 0
+        kept = 0
+
+        def inline(self, data: memoryview) -> None:
+            self.kept += len(data)
+
+        def external(self, data: memoryview) -> None:
+            raise AssertionError
+
+        def begin(self, size: int) -> None:
+            self.seen.append(size)
+
+        def piece(self, data: memoryview) -> None:
+            self.large += len(data)
+
+        def end(self) -> None:
+            self.seen.append(-1)
+
+    sink = Sink()
+    tarsplit.split(chunks(), sink)
+    assert sink.seen == [size, -1]
+    assert sink.large == size
+    assert sink.kept == len(start) + -size % 512 + len(tars.END)
+
+
+@pytest.mark.parametrize("what", ["each kind of entry", "long name and long target", "hidden in many inline bytes"])
+@pytest.mark.parametrize("size", [1, 511, 513, 100_000])
+def test_where_a_tar_is_cut_does_not_depend_on_how_it_is_read(what: str, size: int) -> None:
+    from cfs_tags.apps import tarsplit
+
+    data = TARS[what][: 200_000 if size == 1 else None]
+    if size == 1 and len(data) == 200_000:
+        data = data[: len(data) // 512 * 512]
+
+    class Sink:
+        def __init__(self) -> None:
+            self.parts: list[tuple[str, bytes]] = []
+
+        def inline(self, data: memoryview) -> None:
+            if self.parts and self.parts[-1][0] == "inline":
+                self.parts[-1] = ("inline", self.parts[-1][1] + data)
+            else:
+                self.parts.append(("inline", bytes(data)))
+
+        def external(self, data: memoryview) -> None:
+            self.parts.append(("object", bytes(data)))
+
+        def begin(self, size: int) -> None:
+            self.parts.append(("object", b""))
+
+        def piece(self, data: memoryview) -> None:
+            self.parts[-1] = ("object", self.parts[-1][1] + data)
+
+        def end(self) -> None: ...
+
+    whole, cut = Sink(), Sink()
+    try:
+        tarsplit.split(iter([data]), whole)
+    except FormatError:
+        pytest.skip("the shortened tar ends within a file")
+    tarsplit.split((data[i : i + size] for i in range(0, len(data), size)), cut)
+    assert cut.parts == whole.parts
+    assert b"".join(part for _, part in whole.parts) == data
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_compression_gives_the_same_streams_with_one_process_and_with_two(
+    compression: str, processes: int, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    entries = [directory("usr"), *(file(f"usr/{n}", random_bytes(str(n), n * 997)) for n in range(120))]
+    entries += [file("usr/large", random_bytes("large", 9 << 20)), file("usr/after", BIG), file("usr/large2", BIG * 30_000)]
+    image = build_image(tmp_path / "layout", "app", [Layer(entries, compression)])
+    ours, theirs = new_repo(tmp_path / "ours"), new_repo(tmp_path / "theirs")
+    done = import_image(ours, image.source, processes=processes)
+    pull_image(cfsctl, theirs, image)
+    assert layer_links(ours).keys() == layer_links(theirs).keys()
+    if libzstd_version() == "1.5.7":
+        assert layer_links(ours) == layer_links(theirs)
+    # files, the layer's stream, config and manifest with their streams
+    assert done.objects == 122 + 1 + 4 - 1
+    check_image(cfsctl, ours, image)
+
+
+def test_every_member_of_a_gzip_file_and_every_frame_of_a_zstd_file_is_read(
+    cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    data = Layer(everything()).tar
+    parts = [data[i : i + 100_000] for i in range(0, len(data), 100_000)]
+    packed = b"".join(gzip.compress(part, mtime=0) for part in parts) + bytes(512)
+    from support.images import _zstd
+
+    skippable = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    frames = skippable + b"".join(_zstd(part) for part in parts) + skippable
+    for name, kind, blob in (("members", "gzip", packed), ("frames", "zstd", frames)):
+        repo = new_repo(tmp_path / name)
+        image = build_image(tmp_path / f"layout-{name}", "app", [base_layer(), tars.RawLayer(data, kind, blob)])
+        import_image(repo, image.source)
+        check_image(cfsctl, repo, image)
+
+
+def test_a_hundred_layers(cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:
+    layers = [Layer([directory("usr"), file(f"usr/{n}", random_bytes(str(n), 100 + n))]) for n in range(99)]
+    image = build_image(tmp_path / "layout", "app", [*layers, Layer([]), layers[0]])
+    ours, theirs = new_repo(tmp_path / "ours"), new_repo(tmp_path / "theirs")
+    import_image(ours, image.source)
+    pull_image(cfsctl, theirs, image)
+    assert layer_links(ours).keys() == layer_links(theirs).keys()
+    assert without_erofs(inspected(cfsctl, ours, "app")) == without_erofs(inspected(cfsctl, theirs, "app"))
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_an_image_is_what_cfsctl_makes_of_it_but_for_the_erofs_image(
+    algorithm: str, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    ours, theirs = new_repo(tmp_path / "ours", algorithm), new_repo(tmp_path / "theirs", algorithm)
+    import_image(ours, image.source)
+    pull_image(cfsctl, theirs, image)
+    mine, other = inspected(cfsctl, ours, "app"), inspected(cfsctl, theirs, "app")
+    assert without_erofs(mine) == without_erofs(other)
+    assert mine != other
+    check_image(cfsctl, ours, image)
+    tag = (ours / "streams/refs/oci/app").readlink()
+    pull_image(cfsctl, ours, image)
+    assert inspected(cfsctl, ours, "app") == other
+    assert (ours / "streams/refs/oci/app").readlink() == tag
+
+
+def test_importing_again_writes_nothing(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source)
+    before = tree(repo, ("cfs-tags",))
+    done = import_image(repo, image.source)
+    assert tree(repo, ("cfs-tags",)) == before
+    assert [result.done for result in done.tags.results] == ["unchanged"]
+    assert done.plan.bytes_to_read == 0
+
+
+def test_importing_what_cfsctl_pulled_keeps_its_erofs_image(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    pull_image(cfsctl, repo, image)
+    shown = inspected(cfsctl, repo, "app")
+    import_image(repo, image.source, "other")
+    assert inspected(cfsctl, repo, "other") == shown
+    again = app_image(tmp_path / "again", "app", [base_layer().compressed("zstd")])
+    assert again.config_digest == image.config_digest
+    import_image(repo, again.source, "again")
+    assert inspected(cfsctl, repo, "again")["composefs_erofs"] == shown["composefs_erofs"]
+    cfsctl.assert_healthy(repo)
+
+
+def test_layers_that_are_there_are_not_read_again(repo: Path, tmp_path: Path) -> None:
+    first = app_image(tmp_path / "layout", "first")
+    second = app_image(tmp_path / "layout", "second")
+    import_image(repo, first.source, "first")
+    shared = tmp_path / "layout/blobs/sha256" / base_layer().digest.removeprefix("sha256:")
+    shared.unlink()
+    done = import_image(repo, second.source, "second")
+    assert done.plan.bytes_to_read == len(second.layers[1].blob)
+
+
+def test_an_import_heals_a_layer_whose_objects_are_gone(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source)
+    whole = tree(repo, ("cfs-tags",))
+    sizes = {path: path.stat().st_size for path in (repo / "objects").rglob("*") if path.is_file()}
+    victim = next(path for path, size in sizes.items() if size == 5000)
+    short = next(path for path, size in sizes.items() if size == 3000)
+    victim.unlink()
+    short.write_bytes(b"cut by a crash")
+    import_image(repo, image.source)
+    assert victim.stat().st_size == 5000
+    assert tree(repo, ("cfs-tags",)).keys() == whole.keys()
+    assert short.stat().st_size == 3000
+    cfsctl.assert_healthy(repo)
+
+
+def test_an_image_without_usr_or_without_an_end_is_imported_and_its_tag_private_in_a_bootc_repository(
+    cfsctl: Cfsctl, umoci: Path, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    repo = new_repo(tmp_path / "composefs")
+    (repo / "bootc").mkdir()
+    source = tmp_path / "tree"
+    source.mkdir()
+    (source / "f").write_bytes(BIG * 5)
+    cut = umoci_truncated_image(umoci, tmp_path / "umoci", "cut", source)
+    for text, name in ((static_image(tmp_path / "layout").source, "static"), (cut, "cut")):
+        import_image(repo, text, name)
+        with Repository.open(repo) as opened:
+            found = tags.find(opened, name)
+        assert found is not None
+        assert (found.home, found.problem) == ("private", None)
+    cfsctl.assert_healthy(repo)
+    ordinary = new_repo(tmp_path / "other")
+    import_image(ordinary, cut, "cut")
+    assert cfsctl.tags(ordinary).keys() == {"cut"}
+
+
+def test_the_reflog_remembers_source_and_digest(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source, note=refs.Note("because"))
+    with Repository.open(repo) as opened:
+        (line,) = tags.log(opened, "app")
+    assert line.entry.reason == f"because (import {image.source} {image.manifest_digest})"
+
+
+def test_a_tag_that_names_something_else_stays_unless_forced_and_nothing_is_read_for_it(repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "one").source, "app")
+    other = app_image(tmp_path / "layout", "two")
+    before = tree(repo)
+    with pytest.raises(TagExists):
+        import_image(repo, other.source, "app")
+    assert tree(repo) == before
+    done = import_image(repo, other.source, "app", Options(force=True))
+    assert [result.done for result in done.tags.results] == ["moved"]
+
+
+def test_without_a_name_the_tag_is_called_what_the_source_calls_it(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "quay.io/org/app:1")
+    assert [name for name, _ in import_image(repo, f"oci:{image.layout}", None).plan.names] == ["quay.io/org/app:1"]
+    app_image(tmp_path / "layout", "other")
+    with pytest.raises(AmbiguousName) as caught:
+        import_image(repo, f"oci:{image.layout}", None)
+    assert set(caught.value.candidates) == {"quay.io/org/app:1", "other"}
+    with pytest.raises(SourceNotFound) as missing:
+        import_image(repo, f"oci:{image.layout}:absent", None)
+    assert set(missing.value.names) == {"quay.io/org/app:1", "other"}
+
+
+def test_a_layout_whose_path_has_a_colon_is_found(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "a:b", "c:d/e:f")
+    import_image(repo, f"oci:{image.layout}:c:d/e:f", "app")
+
+
+# -- platforms ---------------------------------------------------------------------------------------------------------
+
+
+def two_platforms(layout: Path) -> tuple[str, dict[str, Image]]:
+    mine = platforms.this_machine().architecture
+    other = "s390x" if mine != "s390x" else "amd64"
+    images = {
+        name: build_image(layout, name, [base_layer(), Layer([file(f"usr/{name}", BIG)])], config={"architecture": name})
+        for name in (mine, other)
+    }
+    return build_index(layout, "multi", images), images
+
+
+def test_of_an_index_the_image_for_this_machine_is_taken_or_the_one_that_is_named(repo: Path, tmp_path: Path) -> None:
+    _, images = two_platforms(tmp_path / "layout")
+    mine, other = images
+    source = f"oci:{tmp_path / 'layout'}:multi"
+    assert import_image(repo, source, "mine").plan.names == (("mine", images[mine].manifest_digest),)
+    wanted = Options(platform=platforms.parse(f"linux/{other}"))
+    assert import_image(repo, source, "other", wanted).plan.names == (("other", images[other].manifest_digest),)
+    assert len(all_refs(repo)) == 2
+
+
+def test_an_index_without_the_platform_is_refused_with_those_it_has(repo: Path, tmp_path: Path) -> None:
+    _, images = two_platforms(tmp_path / "layout")
+    before = tree(repo)
+    with pytest.raises(PlatformNotFound) as caught:
+        import_image(repo, f"oci:{tmp_path / 'layout'}:multi", "x", Options(platform=platforms.parse("plan9/mips")))
+    assert caught.value.platforms == tuple(f"linux/{name}" for name in images)
+    assert caught.value.status == 4
+    single = app_image(tmp_path / "single", "app")
+    with pytest.raises(PlatformNotFound):
+        import_image(repo, single.source, "x", Options(platform=platforms.parse("plan9/mips")))
+    assert tree(repo) == before
+
+
+def test_all_platforms_and_the_index_are_kept_in_one_transaction(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    digest, images = two_platforms(tmp_path / "layout")
+    mine, other = images
+    wanted = Options(all_platforms=True, keep_index=True)
+    done = import_image(repo, f"oci:{tmp_path / 'layout'}:multi", "quay.io/app:1", wanted)
+    assert dict(done.plan.names) == {
+        "quay.io/app:1": images[mine].manifest_digest,
+        f"quay.io/app:1-linux-{mine}": images[mine].manifest_digest,
+        f"quay.io/app:1-linux-{other}": images[other].manifest_digest,
+    }
+    path = "streams/refs/cfs-tags/indexes/quay.io%2Fapp:1"
+    assert all_refs(repo)[path] == f"../../../oci-blob-{digest}"
+    assert json.loads(stream_bytes(cfsctl, repo, f"oci-blob-{digest}"))["manifests"]
+    with Repository.open(repo) as opened:
+        transactions = {tags.log(opened, name)[0].entry.transaction for name in dict(done.plan.names)}
+    assert len(transactions) == 1
+    cfsctl.assert_healthy(repo)
+    before = tree(repo, ("cfs-tags",))
+    import_image(repo, f"oci:{tmp_path / 'layout'}:multi", "quay.io/app:1", wanted)
+    assert tree(repo, ("cfs-tags",)) == before
+
+
+def test_a_single_image_has_neither_platforms_nor_an_index(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    for options in (Options(all_platforms=True), Options(keep_index=True)):
+        with pytest.raises(InvalidArgument):
+            import_image(repo, image.source, "x", options)
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    image = app_image(layout, "app")
+    gz = gzip.compress(Layer(everything()).tar, mtime=0)
+    blobs = [("application/spdx+json", b'{"a":1}'), ("application/vnd.oci.image.layer.v1.tar+gzip", gz)]
+    sbom = build_artifact(layout, "sbom", "application/spdx+json", blobs, subject=image)
+    signature = build_artifact(layout, "sig", "application/sig", [("text/plain", b"signed")], subject=sbom)
+    build_artifact(layout, "stranger", "application/sig", [("text/plain", b"other")])
+    done = import_image(repo, image.source)
+    assert set(done.plan.referrers) == {
+        (image.manifest_digest, sbom.manifest_digest),
+        (sbom.manifest_digest, signature.manifest_digest),
+    }
+    with Repository.open(repo) as opened:
+        assert tags.referrers(opened, Digest(image.manifest_digest)) == [sbom.manifest_digest]
+    for artifact, parts in ((sbom, blobs), (signature, [("text/plain", b"signed")])):
+        assert stream_bytes(cfsctl, repo, f"oci-manifest-{artifact.manifest_digest}") == artifact.manifest_bytes
+        for (_, data), descriptor in zip(parts, artifact.manifest["layers"], strict=True):
+            assert stream_bytes(cfsctl, repo, f"oci-layer-{descriptor['digest']}") == data
+    assert inspected(cfsctl, repo, "app")["referrers"] == [{"digest": sbom.manifest_digest}]
+    cfsctl.assert_healthy(repo)
+    collected = tree(repo)
+    cfsctl(repo, "--no-upgrade", "gc")
+    assert tree(repo) == collected
+
+
+def test_an_artifact_can_be_imported_by_itself_and_without_referrers(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    image = app_image(layout, "app")
+    sbom = build_artifact(layout, "sbom", "application/spdx+json", [("application/spdx+json", b"{}")], subject=image)
+    import_image(repo, sbom.source, "sbom")
+    assert all_refs(repo).keys() == {
+        "streams/refs/oci/sbom",
+        f"streams/refs/oci-referrers/{image.manifest_digest}/{sbom.manifest_digest}",
+    }
+    assert import_image(repo, image.source, "app", Options(referrers=False)).plan.referrers == ()
+    cfsctl.assert_healthy(repo)
+
+
+# -- other sources -----------------------------------------------------------------------------------------------------
+
+
+def test_what_skopeo_writes_is_read_and_docker_manifests_become_those_that_skopeo_makes(
+    skopeo: Path, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    skopeo_copy(skopeo, image.source, f"oci-archive:{tmp_path}/oci.tar:app")
+    skopeo_copy(skopeo, image.source, f"dir:{tmp_path}/dir")
+    skopeo_copy(skopeo, image.source, f"dir:{tmp_path}/v2s2", "--format", "v2s2")
+    skopeo_copy(skopeo, image.source, f"docker-archive:{tmp_path}/docker.tar:app:latest")
+    skopeo_copy(skopeo, f"dir:{tmp_path}/v2s2", f"oci:{tmp_path}/back:app")
+    (tmp_path / "docker.tar.gz").write_bytes(gzip.compress((tmp_path / "docker.tar").read_bytes()))
+    for number, source in enumerate(
+        (
+            f"oci-archive:{tmp_path}/oci.tar",
+            f"oci-archive:{tmp_path}/oci.tar:app",
+            f"dir:{tmp_path}/dir",
+            f"dir:{tmp_path}/v2s2",
+            f"docker-archive:{tmp_path}/docker.tar",
+            f"docker-archive:{tmp_path}/docker.tar.gz:app:latest",
+            f"ostree-unknown:{tmp_path}",
+        )[:-1]
+    ):
+        repo = new_repo(tmp_path / f"repo-{number}")
+        done = import_image(repo, source, "app")
+        (planned,) = done.plan.images
+        assert planned.manifest.config.media_type == "application/vnd.oci.image.config.v1+json"
+        if "docker" not in source and "v2s2" not in source:
+            assert planned.digest == image.manifest_digest
+        if "archive" not in source or "oci" in source:
+            assert planned.manifest.config.digest == image.config_digest
+        if "v2s2" in source:
+            back = json.loads((tmp_path / "back/index.json").read_text())["manifests"][0]["digest"]
+            assert planned.digest == back
+            assert planned.source_digest != back
+        for layer in image.layers:
+            assert stream_bytes(cfsctl, repo, f"oci-layer-{layer.diff_id}") == layer.tar
+        cfsctl.assert_healthy(repo)
+        pull = cfsctl(repo, "oci", "pull", image.source, "pulled", check=False)
+        assert pull.returncode == 0, pull.stderr
+
+
+def test_an_image_by_umoci(cfsctl: Cfsctl, umoci: Path, new_repo: NewRepo, tmp_path: Path) -> None:
+    def change(root: Path) -> None:
+        (root / "usr/lib").mkdir(parents=True)
+        (root / "usr/lib/f").write_bytes(BIG * 100)
+        (root / "usr/lib/g").hardlink_to(root / "usr/lib/f")
+        (root / "usr/lib/s").symlink_to("f")
+
+    source = umoci_image(umoci, tmp_path / "layout", "app", change, tmp_path / "work")
+    ours, theirs = new_repo(tmp_path / "ours"), new_repo(tmp_path / "theirs")
+    import_image(ours, source)
+    cfsctl(theirs, "oci", "pull", source, "app")
+    assert layer_links(ours).keys() == layer_links(theirs).keys()
+    if libzstd_version() == "1.5.7":
+        assert layer_links(ours) == layer_links(theirs)
+    assert without_erofs(inspected(cfsctl, ours, "app")) == without_erofs(inspected(cfsctl, theirs, "app"))
+
+
+# -- being stopped -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how",
+    [stopped_after, torn_after, kill_after, failed_after(28), failed_after(5, once=True)],
+    ids=["stop", "torn", "kill", "full", "error"],
+)
+def test_stopped_anywhere_an_import_leaves_garbage_at_most_and_the_next_one_finishes(
+    how: Any, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    layout = tmp_path / "layout"
+    image = build_image(layout, "app", [Layer([directory("usr"), file("usr/f", BIG), file("usr/g", BIG * 2)])])
+    build_artifact(layout, "sbom", "application/spdx+json", [("text/plain", b"about")], subject=image)
+    numbers = []
+
+    def prepare(number: int) -> Path:
+        return new_repo(tmp_path / f"repo-{number}")
+
+    for attempt in every_stop(prepare, lambda path: import_image(path, image.source), how):
+        numbers.append(attempt.number)
+        repo = attempt.subject
+        found = all_refs(repo)
+        # either nothing has a name, or it is complete: a healthy repository, whose collector takes nothing that is named
+        if attempt.number % 4 == 0 or found:
+            cfsctl.assert_healthy(repo)
+        import_image(repo, image.source)
+        assert all_refs(repo).keys() == {
+            "streams/refs/oci/app",
+            *(path for path in all_refs(repo) if path.startswith(f"streams/refs/oci-referrers/{image.manifest_digest}/")),
+        }
+        if attempt.number % 4 == 0:
+            check_image(cfsctl, repo, image)
+    assert len(numbers) > 30
+
+
+def test_nothing_is_named_before_everything_is_on_disk(repo: Path, tmp_path: Path) -> None:
+    from support.interrupt import count_calls
+
+    image = app_image(tmp_path / "layout", "app")
+    with count_calls() as calls:
+        import_image(repo, image.source)
+    names = calls.names
+    sync = names.index("sync_filesystem")
+    assert names.count("sync_filesystem") == 1
+    assert not {"adopt_object", "open_unnamed"} & set(names[sync:])
+    assert "make_link" not in names[:sync]
+    made = [str(arguments[1]) for name, arguments in calls.made if name == "make_link"]
+    assert [path.startswith("streams/refs/") for path in made] == sorted(path.startswith("streams/refs/") for path in made)
+
+
+def test_a_second_process_that_fails_says_why(repo: Path, tmp_path: Path) -> None:
+    from support.interrupt import fail_after
+
+    entries = [directory("usr"), *(file(f"usr/{n}", random_bytes(str(n), 2000)) for n in range(300))]
+    image = build_image(tmp_path / "layout", "app", [Layer(entries)])
+    from cfs_tags.errors import SystemFailure
+
+    with fail_after(20), pytest.raises(SystemFailure) as caught:
+        import_image(repo, image.source, processes=2)
+    assert caught.value.errno == 28
+    assert all_refs(repo) == {}
+    import_image(repo, image.source, processes=2)
+
+
+def test_a_stream_is_read_in_blocks_from_anywhere(repo: Path, tmp_path: Path) -> None:
+    layer = Layer([directory("usr"), *(file(f"usr/{n}", random_bytes(str(n), n * n * 900)) for n in range(30))])
+    image = build_image(tmp_path / "layout", "app", [layer])
+    import_image(repo, image.source)
+    with Repository.open(repo) as opened:
+        stream = opened.stream_object(ContentId.layer(Digest(layer.diff_id)))
+        assert stream is not None
+        assert tarstream.layer_size(opened, stream) == len(layer.tar)
+        for start in (0, 1, 511, 512, 1536, 100_000, 1_000_001, len(layer.tar) - 1, len(layer.tar), len(layer.tar) + 9):
+            found = list(tarstream.layer_chunks(opened, stream, start=start))
+            assert b"".join(found) == layer.tar[start:]
+            assert max(map(len, found), default=0) < 2 * tarstream.BLOCK_SIZE + (64 << 10)
+
+
+def test_the_limit_of_a_layer_is_that_of_its_uncompressed_tar(repo: Path, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", bytes(1_000_000))])])
+    size = len(image.layers[0].tar)
+    from cfs_tags.errors import LayerTooLarge
+
+    with pytest.raises(LayerTooLarge):
+        import_image(repo, image.source, "app", Options(limit=size - 1))
+    assert all_refs(repo) == {}
+    import_image(repo, image.source, "app", Options(limit=size))
+
+
+def test_default_limit_is_64_gib() -> None:
+    assert importing.DEFAULT_LIMIT == 64 << 30
+
+
+def test_pax_and_gnu_archives_of_tarfile(cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:
+    names = {"usr/" + "l" * 300: BIG * 20, "usr/\xe4" + "/y" * 130: BIG}
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        layer = tars.RawLayer(tars.with_tarfile(kind, names))
+        image = build_image(tmp_path / f"layout-{kind}", "app", [base_layer(), layer])
+        repo = new_repo(tmp_path / f"repo-{kind}")
+        import_image(repo, image.source)
+        check_image(cfsctl, repo, image)
