@@ -24,7 +24,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire
-from cfs_tags.errors import BrokenRoots, CfsTagsError, IncompleteTarget, SystemFailure, UnresolvedDeployment
+from cfs_tags.errors import BrokenRoots, CfsTagsError, FormatError, IncompleteTarget, SystemFailure, UnresolvedDeployment
 from cfs_tags.formats import layout
 from cfs_tags.lookup import ref_state
 from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects, object_directories
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from cfs_tags.deploying import DeploymentPlan, RetirePlan
-    from cfs_tags.marking import Problem
+    from cfs_tags.marking import Keys, Problem
     from cfs_tags.repo.store import ReadRepo, WriteRepo
     from cfs_tags.sysroot import SysrootView
     from cfs_tags.values import DeploymentId
@@ -328,21 +328,20 @@ def _changed(repo: ReadRepo, tree: str, name: str, link: str) -> int:
 
 
 def _dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
-    """Links in ``streams/`` and ``images/`` whose object goes, or is gone: path and text."""
-    return [
-        (f"{tree}/{name}", link)
+    """Links in ``streams/`` and ``images/`` whose object goes, or is gone: path and text, in the order of the objects."""
+    links = [
+        (link, f"{tree}/{name}")
         for tree, links in ((layout.STREAMS, snapshot.streams), (layout.IMAGES, snapshot.images))
         for name, link in links.items()
-        if link and not _is_live(repo, marker.live, link)
+        if link
     ]
+    return [(path, link) for link, path in sorted(links) if not _is_live(repo, marker.live, link)]
 
 
-def _is_live(repo: ReadRepo, live: set[int], link: str) -> bool:
-    # the text of a link to an object ends in XX/YYYY…: its first 16 digits without cutting the rest
-    digits = link[-(repo.algorithm.hex_length + 1) :]
+def _is_live(repo: ReadRepo, live: Keys, link: str) -> bool:
     try:
-        return int(digits[:2] + digits[3:17], 16) in live
-    except ValueError:
+        return layout.object_of_link(link, repo.algorithm, "") in live
+    except FormatError:
         return True  # it leads to no object: not ours to judge
 
 
@@ -354,7 +353,7 @@ def _limit(options: GcOptions, stamp: int) -> int:
 # -- counting, for a dry run -------------------------------------------------------------------------------------------
 
 
-def _count_dead(repo: ReadRepo, live: set[int], limit: int, free_bytes: int | None) -> Swept:
+def _count_dead(repo: ReadRepo, live: Keys, limit: int, free_bytes: int | None) -> Swept:
     parents = object_directories(repo)
     if free_bytes is not None:
         total = Swept()
@@ -366,7 +365,7 @@ def _count_dead(repo: ReadRepo, live: set[int], limit: int, free_bytes: int | No
     return in_processes(lambda mine: _count_some(repo, mine, live, limit), Swept.plus, parents)
 
 
-def _count_some(repo: ReadRepo, parents: Sequence[str], live: set[int], limit: int) -> Swept:
+def _count_some(repo: ReadRepo, parents: Sequence[str], live: Keys, limit: int) -> Swept:
     total = Swept()
     for parent in parents:
         total, _ = _count_directory(repo, parent, live, limit, total, None)
@@ -374,7 +373,7 @@ def _count_some(repo: ReadRepo, parents: Sequence[str], live: set[int], limit: i
 
 
 def _count_directory(
-    repo: ReadRepo, parent: str, live: set[int], limit: int, total: Swept, free_bytes: int | None
+    repo: ReadRepo, parent: str, live: Keys, limit: int, total: Swept, free_bytes: int | None
 ) -> tuple[Swept, bool]:
     fd = repo.directory(f"{layout.OBJECTS}/{parent}")
     if fd is None:
@@ -409,10 +408,11 @@ def _those_there(look: Callable[[str], os.stat_result], names: Iterable[str]) ->
             yield _facts(look(name))
 
 
-def _dead_names(repo: ReadRepo, parent: str, names: list[str], live: set[int]) -> list[str]:
+def _dead_names(repo: ReadRepo, parent: str, names: list[str], live: Keys) -> list[str]:
     """Names of dead objects in ``objects/<parent>``."""
     names, keys = names_of_objects(repo, parent, names)
-    return [name for name, key in zip(names, keys, strict=True) if key not in live]
+    here = live.of(parent)
+    return [name for name, key in zip(names, keys, strict=True) if key not in here]
 
 
 # -- doing -------------------------------------------------------------------------------------------------------------

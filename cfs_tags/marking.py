@@ -1,8 +1,9 @@
 """Marking: what stays, for a collector that must look at a million objects.
 
-Objects are remembered by the first 64 bits of their digests, as integers: a third of the memory of the digests, and made
-from the tables of splitstreams without a Python loop.  Two digests that share them would keep a dead object; nothing
-that is live is ever missed.  References are followed by object digest; the link of the same content id stays too.
+Objects are remembered by the first 64 bits of their digests, as integers, in one array for each directory of ``objects/``
+(:class:`Keys`): eight bytes for an object, and what is looked at together fits into the processor's cache.  Two digests
+that share them would keep a dead object; nothing that is live is ever missed.  References are followed by object digest;
+the link of the same content id stays too.
 
 What cannot be followed is a problem with the refs that it belongs to; what is behind it is not marked.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cfs_tags.repo.store import ReadRepo
 
 __all__ = [
+    "Keys",
     "Marker",
     "Problem",
     "Snapshot",
@@ -42,6 +44,7 @@ __all__ = [
 
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Problem(NamedTuple):
@@ -94,19 +97,56 @@ class Snapshot(NamedTuple):
         return not (self.streams or self.images or self.refs)
 
 
+class Keys:
+    """A set of objects, by the first 64 bits of their digests.
+
+    ``size`` is the length of a digest in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._arrays = [array("Q") for _ in range(256)]
+        self._last: tuple[int, set[int]] | None = None
+
+    def add(self, object_id: str) -> None:
+        """Add one object."""
+        self._last = None
+        self._arrays[int(object_id[:2], 16)].append(key_of(object_id))
+
+    def update(self, table: bytes) -> None:
+        """Add objects by their raw digests, one after the other."""
+        self._last = None
+        appends = [one.append for one in self._arrays]
+        for first, key in zip(table[:: self._size], keys_of(table, self._size // 8), strict=True):
+            appends[first](key)
+
+    def of(self, parent: str) -> set[int]:
+        """Those in ``objects/<parent>``."""
+        return set(self._arrays[int(parent, 16)])
+
+    def __contains__(self, object_id: str) -> bool:
+        # quick for many questions in the order of the ids
+        number = int(object_id[:2], 16)
+        if self._last is None or self._last[0] != number:
+            self._last = number, set(self._arrays[number])
+        return key_of(object_id) in self._last[1]
+
+    def __len__(self) -> int:
+        return sum(len(set(one)) for one in self._arrays)
+
+
 class Marker:
     """Marks from roots.
 
     Attributes:
-        live: the first 64 bits of the digests of all objects that stay.
+        live: all objects that stay.
         problems: by what could not be followed (an object id, or the path of a ref), what is wrong with it.
     """
 
     def __init__(self, repo: ReadRepo, snapshot: Snapshot) -> None:
-        self.live: set[int] = set()
+        self.live = Keys(repo.algorithm.size)
         self.problems: dict[str, str] = {}
         self._repo = repo
-        self._step = repo.algorithm.size // 8
         self._snapshot = snapshot
         self._parents: dict[str, set[str]] = {}
         self._streams: set[ObjectId] = set()
@@ -192,30 +232,30 @@ class Marker:
         if object_id in self._images:
             return
         self._images.add(object_id)
-        self.live.add(key_of(object_id))
+        self.live.add(object_id)
         try:
-            self.add(b"".join(read_image_refs(self._repo, object_id, parent)))
+            self.live.update(b"".join(read_image_refs(self._repo, object_id, parent)))
         except CfsTagsError as error:
             self.problems[object_id] = error.message
             if isinstance(error, FormatError):  # what text in it still names stays
-                self.add(b"".join(scan_image_refs(self._repo, object_id, parent)))
+                self.live.update(b"".join(scan_image_refs(self._repo, object_id, parent)))
 
     def _follow(self) -> None:
         while self._pending:
             object_id, why = self._pending.pop()
-            self.live.add(key_of(object_id))
+            self.live.add(object_id)
             try:
                 node = read_node(self._repo, object_id, why)
             except CfsTagsError as error:
                 self.problems[object_id] = error.message
                 continue
-            self.add(node.table)
+            self.live.update(node.table)
             for name, target in node.named:
                 self._named(object_id, name, target)
 
     def _named(self, parent: ObjectId, name: str, target: ObjectId) -> None:
         if name.startswith(EROFS_KEY):
-            self.live.add(key_of(target))
+            self.live.add(target)
             self._parents.setdefault(target, set()).add(parent)
             # the same object may be followed as a stream, or as an image that has a ref: each is remembered for itself
             if target not in self._erofs:
@@ -234,10 +274,6 @@ class Marker:
                 continue
             if linked != target:
                 self._stream(linked, parent)
-
-    def add(self, table: bytes) -> None:
-        """Mark objects by their raw digests, one after the other."""
-        self.live.update(keys_of(table, self._step))
 
     def _refs_of(self, what: str) -> tuple[str, ...]:
         found: set[str] = set()
@@ -308,16 +344,17 @@ def names_of_objects(repo: ReadRepo, parent: str, names: list[str]) -> tuple[lis
     return (names, keys) if keys is not None else ([], array("Q"))
 
 
-def in_processes(work: Callable[[Sequence[str]], R], join: Callable[[R, R], R], parents: Sequence[str]) -> R:
+def in_processes(work: Callable[[Sequence[S]], R], join: Callable[[R, R], R], parts: Sequence[S], least: int = 64) -> R:
     """Do some work in two halves, one of them in a child: looking at a million names is bound by one processor.
 
     Args:
-        work: takes some of the parents; what it returns is pickled.
+        work: takes some of the parts; what it returns is pickled.
         join: puts two results together.
-        parents: names of directories in ``objects/``.
+        parts: of the work, for example names of directories in ``objects/``.
+        least: with fewer parts a child is not worth it.
     """
-    if len(parents) < 64 or (os.cpu_count() or 1) < 2:
-        return work(parents)
+    if len(parts) < least or (os.cpu_count() or 1) < 2:
+        return work(parts)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -325,19 +362,19 @@ def in_processes(work: Callable[[Sequence[str]], R], join: Callable[[R, R], R], 
         try:
             os.close(read)
             with os.fdopen(write, "wb") as pipe:
-                pickle.dump(work(parents[::2]), pipe)
+                pickle.dump(work(parts[::2]), pipe)
             status = 0
         finally:
             os._exit(status)  # nothing of the parent's is unwound here
     os.close(write)
     try:
-        mine = work(parents[1::2])
+        mine = work(parts[1::2])
     finally:
         with os.fdopen(read, "rb") as pipe:
             data = pipe.read()
         _, code = os.waitpid(child, 0)
     # what the child could not do is done here, and says what is wrong
-    return join(mine, pickle.loads(data) if code == 0 else work(parents[::2]))
+    return join(mine, pickle.loads(data) if code == 0 else work(parts[::2]))
 
 
 def _links(repo: ReadRepo, tree: str) -> dict[str, str]:

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import chain, repeat
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import erofs, layout
-from cfs_tags.marking import in_processes, key_of, keys_of, names_of_objects, object_directories
+from cfs_tags.marking import in_processes, keys_of, names_of_objects, object_directories
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
 from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, ObjectId
@@ -93,8 +93,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
         for tree, target in group.targets:
             reach.add(tree, target, 1 << bit)
     masks = reach.masks()
-    parents = object_directories(repo)
-    sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, parents)
+    sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, object_directories(repo))
     return Usage(
         tuple(_row(group, name, 1 << bit, sums) for bit, group in enumerate(groups) for name in group.names),
         _owners(groups, sums),
@@ -165,10 +164,10 @@ class _Reach:
         self.problems: list[str] = []
         self._repo = repo
         self._links = Links(repo)
-        self._step = repo.algorithm.size // 8
+        self._size = repo.algorithm.size
         self._objects: dict[ObjectId, int] = {}
         self._images: dict[ObjectId, int] = {}
-        self._tables: dict[ObjectId, array[int]] = {}
+        self._tables: dict[ObjectId, Table] = {}
         self._children: dict[ObjectId, tuple[tuple[ObjectId, bool], ...]] = {}
 
     def add(self, tree: str, name: str, bits: int) -> None:
@@ -213,7 +212,7 @@ class _Reach:
         except CfsTagsError as error:
             self.problems.append(error.message)
             return
-        self._tables[object_id] = keys_of(node.table, self._step)
+        self._tables[object_id] = Table.of(node.table + bytes.fromhex(object_id), self._size)
         children: dict[tuple[ObjectId, bool], None] = {}
         for key, target in node.named:
             children[target, not key.startswith(EROFS_KEY)] = None
@@ -223,31 +222,69 @@ class _Reach:
                     children[linked, True] = None
         self._children[object_id] = tuple(children)
 
-    def masks(self) -> dict[int, int]:
-        """The groups that reach each object, by the first 64 bits of its digest."""
-        reached: dict[int, list[Iterable[int]]] = {}
+    def masks(self) -> Masks:
+        """The groups that reach each object."""
+        masks = Masks()
         for object_id, bits in self._objects.items():
-            found = reached.setdefault(bits, [])
-            found.append((key_of(object_id),))
-            table = self._tables.get(object_id)
-            if table is not None:
-                found.append(table)
-        for object_id, bits in self._images.items():
+            masks.add(self._tables.get(object_id) or Table.of(bytes.fromhex(object_id), self._size), bits)
+        # the walk through a large image takes a second
+        tables, problems = in_processes(
+            self._read_images, lambda mine, other: (mine[0] | other[0], mine[1] + other[1]), list(self._images), 2
+        )
+        self.problems.extend(problems)
+        for object_id, table in tables.items():
+            masks.add(Table.of(table, self._size), self._images[object_id])
+        return masks
+
+    def _read_images(self, images: Sequence[ObjectId]) -> tuple[dict[ObjectId, bytes], list[str]]:
+        tables: dict[ObjectId, bytes] = {}
+        problems = []
+        for object_id in images:
             try:
                 with mapped(self._repo, object_id, "an image ref") as data:
-                    digests = erofs.object_refs(data, self._repo.algorithm)
+                    tables[object_id] = bytes.fromhex("".join(erofs.object_refs(data, self._repo.algorithm)))
             except CfsTagsError as error:
-                self.problems.append(error.message)
-                continue
-            reached.setdefault(bits, []).append(list(map(key_of, digests)))
-        # by whole sets: only what several of them have is looked at one by one
+                problems.append(error.message)
+        return tables, problems
+
+
+class Table(NamedTuple):
+    """Objects, by the first byte and by the first 64 bits of their digests."""
+
+    firsts: bytes
+    keys: array[int]
+
+    @classmethod
+    def of(cls, digests: bytes, size: int) -> Table:
+        """From raw digests of ``size`` bytes, one after the other."""
+        return cls(digests[::size], keys_of(digests, size // 8))
+
+
+class Masks:
+    """The groups that reach each object, as a number with a bit for each; by directory, as :class:`cfs_tags.marking.Keys`."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._keys = [array("Q") for _ in range(256)]
+        self._bits = [array("I") for _ in range(256)]
+
+    def add(self, table: Table, bits: int) -> None:
+        """Some groups reach these objects."""
+        number = self._numbers.setdefault(bits, len(self._numbers))
+        keys = [one.append for one in self._keys]
+        masks = [one.append for one in self._bits]
+        for first, key in zip(*table, strict=True):
+            keys[first](key)
+            masks[first](number)
+
+    def of(self, parent: str) -> dict[int, int]:
+        """Those of the objects in ``objects/<parent>``, by key."""
+        bits = list(self._numbers)
         masks: dict[int, int] = {}
-        for bits, tables in reached.items():
-            keys = set(chain.from_iterable(tables))
-            known = masks.keys() & keys
-            masks.update(dict.fromkeys(keys - known, bits))
-            for key in known:
-                masks[key] |= bits
+        get = masks.get
+        first = int(parent, 16)
+        for key, number in zip(self._keys[first], self._bits[first], strict=True):
+            masks[key] = get(key, 0) | bits[number]
         return masks
 
 
@@ -272,7 +309,7 @@ _Facts = tuple[int, int, int]
 _facts: Callable[[os.stat_result], _Facts] = attrgetter("st_mode", "st_blocks", "st_nlink")
 
 
-def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _Sums:
+def _look(repo: ReadRepo, parents: Sequence[str], masks: Masks) -> _Sums:
     seen: dict[tuple[int, _Facts], int] = {}
     for parent in parents:
         fd = repo.directory(f"{layout.OBJECTS}/{parent}")
@@ -280,12 +317,13 @@ def _look(repo: ReadRepo, parents: Sequence[str], masks: Mapping[int, int]) -> _
             continue
         try:
             names, keys = names_of_objects(repo, parent, os.listdir(fd))
+            mask_of = masks.of(parent).get
             look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
             try:
                 # a million of them: nothing of this is a loop of Python's
-                found = Counter(zip(map(masks.get, keys, repeat(0)), map(_facts, map(look, names)), strict=True))
+                found = Counter(zip(map(mask_of, keys, repeat(0)), map(_facts, map(look, names)), strict=True))
             except FileNotFoundError:  # somebody else collects
-                found = Counter(_those_there(look, zip(map(masks.get, keys, repeat(0)), names, strict=True)))
+                found = Counter(_those_there(look, zip(map(mask_of, keys, repeat(0)), names, strict=True)))
         finally:
             os.close(fd)
         for fact, count in found.items():

@@ -1,8 +1,8 @@
 """Docker's documents as OCI's.  Pure.
 
 A repository keeps container images with OCI manifests: one whose config has Docker's media type is an artifact to cfsctl.
-The config's bytes, and so the image ID, stay as they are, and so do all digests and sizes; only media types change.  The
-bytes are those that skopeo writes for the same image, and so is the digest.
+The config's bytes, and so the image ID, stay as they are, and so do all digests and sizes; only media types change.  (skopeo
+writes the config anew when it converts: the image gets another ID.)
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cfs_tags.formats.splitstream import SplitStream
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["BUFFER", "FilePart", "Fillers", "Job"]
+__all__ = ["BUFFER", "FilePart", "FillerGone", "Fillers", "Job"]
 
 BUFFER = 512 << 10
 """Bytes that are gathered before they are sent."""
@@ -48,6 +48,10 @@ _BYTES, _PART, _DONE, _FAILED = range(4)
 _JOB = Struct("<IQQ")  # slot, start, length; then the object of the splitstream
 _MAX_MESSAGE = 4096
 _ASK = b"?"
+
+
+class FillerGone(InternalError):
+    """One of the processes has ended, and so can its jobs."""
 
 
 class FilePart(NamedTuple):
@@ -96,7 +100,7 @@ class Fillers:
         """Have bytes ``start`` to ``start + length`` of what a splitstream stands for read, piece by piece.
 
         Raises:
-            InternalError: the process is gone.
+            FillerGone: somebody has ended the process.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with self._lock:
@@ -144,12 +148,12 @@ class Job:
         self._fillers = fillers
         self._socket = connection
         self._place = slot, number
-        self._asked = 0
+        self._is_asked = False
 
     def ask(self) -> None:
         """Have the next piece read, if that was not asked for already.  What was given before the last one is lost."""
-        if not self._asked:
-            self._asked = 1
+        if not self._is_asked:
+            self._is_asked = True
             try:
                 self._socket.send(_ASK)
             except OSError as error:
@@ -157,7 +161,7 @@ class Job:
 
     def wait(self) -> None:
         """Return when nothing is being read any more."""
-        if self._asked:
+        if self._is_asked:
             self._socket.recv(1, socket.MSG_PEEK)
 
     def take(self) -> memoryview | FilePart | None:
@@ -166,10 +170,10 @@ class Job:
         Raises:
             DamagedError: the stream, or what it is made of, is not as it should be.
             SystemFailure: the system refused to read.
-            InternalError: the process is gone.
+            FillerGone: somebody has ended the process.
         """
         answer = self._socket.recv(_MAX_MESSAGE)
-        self._asked = 0
+        self._is_asked = False
         if len(answer) < _ANSWER.size:
             raise _gone()
         kind, half, first, second = _ANSWER.unpack_from(answer)
@@ -189,8 +193,8 @@ class Job:
             self._fillers._closed(*self._place)
 
 
-def _gone() -> InternalError:
-    return InternalError(kind="Fillers", text="a process that reads is gone")
+def _gone() -> FillerGone:
+    return FillerGone(kind="FillerGone", text="a process that reads was killed")
 
 
 def _half(memory: memoryview, slot: int, half: int) -> memoryview:

@@ -10,7 +10,7 @@ all connections; a thread looks things up; a few threads pump bodies, for as lon
 * a response has :data:`GRACE_SECONDS`, and a second more for every :data:`SLOWEST` bytes of it; who takes nothing for
   :data:`STALL_SECONDS` is cut off;
 * at most :data:`BODIES` long bodies are under way at a time, which bounds the memory; others wait for their turn, and
-  after :data:`GRACE_SECONDS` are told to come back later.
+  after :data:`QUEUE_SECONDS` are told to come back later.
 
 **The lock.**  The repository lock is held, shared, while a request is being answered, and never while none is; a body
 whose reader stalls gives it back after :data:`LOCK_STALL` and takes it again before it reads on.  Collectors get their
@@ -34,6 +34,7 @@ import h11
 
 from cfs_tags.apps import routes
 from cfs_tags.apps.bodies import Body
+from cfs_tags.apps.filling import FillerGone
 from cfs_tags.apps.registry import Answer, Part, answer, error
 from cfs_tags.apps.routes import Base, Problem, problem
 from cfs_tags.apps.tarstream import layer_chunks
@@ -59,6 +60,7 @@ GRACE_SECONDS = 30.0
 SLOWEST = 64 << 10
 STALL_SECONDS = 20.0
 BODIES = 24
+QUEUE_SECONDS = 300.0
 LOCK_STALL = 1.0
 STOP_SECONDS = 10.0
 """Seconds that answers under way have when the server is stopped."""
@@ -89,6 +91,9 @@ class Server:
         listeners: bound and listening; closed at the end.
         log: called with one line for each request and for what goes wrong; it is safe on a terminal.
         lock_timeout: seconds that a request waits for the repository lock.
+
+    Attributes:
+        failure: why it has stopped by itself.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Server:
         self.repo = repo
         self.catalog = catalog
         self.log = log
+        self.failure: CfsTagsError | None = None
         self.turns = Turns(repo, lock_timeout)
         self.bodies = asyncio.Semaphore(BODIES)
         self.stopping = asyncio.Event()
@@ -292,11 +298,12 @@ class _Connection:
             if isinstance(found.body, Part) and method != "HEAD":
                 assert share is not None
                 try:
-                    async with asyncio.timeout(GRACE_SECONDS):
+                    if self._server.bodies.locked():
+                        share.give_back()
+                    async with asyncio.timeout(QUEUE_SECONDS):
                         await self._server.bodies.acquire()
                     stack.callback(self._server.bodies.release)
                 except TimeoutError:
-                    share.give_back()
                     found = error(problem("TOOMANYREQUESTS", "too many at once"), _TRY_LATER)
             sent, note = 0, ""
             head = self._head(found, is_last)
@@ -319,6 +326,9 @@ class _Connection:
                 self._http.send(h11.EndOfMessage())
             except CfsTagsError as wrong:
                 note = f" cut short: {wrong}"
+                if isinstance(wrong, FillerGone):  # not one body in so many can be read: better another server
+                    self._server.failure = wrong
+                    self._server.stop()
             except _TooSlow:
                 note = " cut short: the reader is too slow"
             except OSError as wrong:

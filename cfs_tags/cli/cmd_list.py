@@ -46,7 +46,8 @@ def command(
         str, typer.Option(metavar="KEY", autocompletion=complete.sort_keys, help=f"By {', '.join(_KEYS)}; -KEY reverses.")
     ] = "name",
     template: Annotated[
-        str | None, typer.Option("--format", metavar="TEXT", help="A line each, such as '{name} {digest}'.")
+        str | None,
+        typer.Option("--format", metavar="TEXT", help="A line each, such as '{name} {digest}'; or podman, podman-json, crane."),
     ] = None,
     long: Annotated[bool, typer.Option("--long", "-l", help="With facts of the images.")] = False,
     as_json: Json = False,
@@ -59,6 +60,8 @@ def command(
     The fields of --format are those of --json: name, digest, home, owner, ref, link, problem, expires, and of the
     image is_container, architecture, os, created, layer_count, referrer_count.  What is absent is shown as -.
 
+    --format podman and podman-json show container images as "podman images" does, --format crane the names alone.
+
     \b
     Examples:
       cfs-tag list 'quay.io/org/*' --long
@@ -69,7 +72,8 @@ def command(
     if key not in _KEYS:
         raise InvalidArgument(argument="--sort", value=sort, reason=f"is none of {', '.join(_KEYS)}")
     wanted = owners(owner) or (("app", "bootc", "deployment", "foreign") if everything else None)
-    used = None if template is None else _fields_of(template)
+    preset = template if template in ("podman", "podman-json", "crane") else None
+    used = None if template is None or preset is not None else _fields_of(template)
     excluding(ctx, format=template is not None, json=as_json, jsonl=as_lines)
     excluding(ctx, owner=owner, all=everything)
     needs_images = long or key == "created" or (used is not None and not _PLAIN.keys() >= set(used))
@@ -88,8 +92,13 @@ def command(
             from cfs_tags.cli import rows
 
             images = rows.details(repo, found)
-    if key != "name" or sort != key:
-        found.sort(key=_order(key, images), reverse=sort != key)
+        if key != "name" or sort != key:
+            found.sort(key=_order(key, images), reverse=sort != key)
+        if preset is not None:
+            from cfs_tags.cli import presets
+
+            presets.show(repo, found, preset)
+            return
     if template is not None:
         _print_formatted(found, template, used or [], images)
     else:

@@ -129,6 +129,8 @@ def _listen(repo: ReadRepo, catalog: Catalog, fillers: Fillers, addresses: Seque
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         await server.run()
+        if server.failure is not None:
+            raise server.failure
 
     try:
         asyncio.run(run())

@@ -51,7 +51,7 @@ from support.images import (
     whiteout,
 )
 from support.importing import import_image
-from support.interrupt import every_stop, failed_after, kill_after, stopped_after, torn_after
+from support.interrupt import every_stop, failed_after, kill_after, torn_after
 from support.peers import Cfsctl
 from support.trees import tree
 
@@ -366,8 +366,8 @@ def test_each_compression_gives_the_same_streams_with_one_process_and_with_two(
     assert layer_links(ours).keys() == layer_links(theirs).keys()
     if libzstd_version() == "1.5.7":
         assert layer_links(ours) == layer_links(theirs)
-    # files, the layer's stream, config and manifest with their streams
-    assert done.objects == 122 + 1 + 4 - 1
+    # files but the empty one, the layer's stream, config and manifest with their streams
+    assert done.objects == 122 + 1 + 4
     check_image(cfsctl, ours, image)
 
 
@@ -453,18 +453,17 @@ def test_layers_that_are_there_are_not_read_again(repo: Path, tmp_path: Path) ->
 
 
 def test_an_import_heals_a_layer_whose_objects_are_gone(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
-    image = app_image(tmp_path / "layout", "app")
+    layer = Layer([directory("usr"), file("usr/a", random_bytes("a", 5000)), file("usr/b", random_bytes("b", 3000))])
+    image = build_image(tmp_path / "layout", "app", [layer])
     import_image(repo, image.source)
     whole = tree(repo, ("cfs-tags",))
     sizes = {path: path.stat().st_size for path in (repo / "objects").rglob("*") if path.is_file()}
-    victim = next(path for path, size in sizes.items() if size == 5000)
+    gone = next(path for path, size in sizes.items() if size == 5000)
     short = next(path for path, size in sizes.items() if size == 3000)
-    victim.unlink()
+    gone.unlink()
     short.write_bytes(b"cut by a crash")
     import_image(repo, image.source)
-    assert victim.stat().st_size == 5000
-    assert tree(repo, ("cfs-tags",)).keys() == whole.keys()
-    assert short.stat().st_size == 3000
+    assert tree(repo, ("cfs-tags",)) == whole
     cfsctl.assert_healthy(repo)
 
 
@@ -598,9 +597,9 @@ def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo
     image = app_image(layout, "app")
     gz = gzip.compress(Layer(everything()).tar, mtime=0)
     blobs = [("application/spdx+json", b'{"a":1}'), ("application/vnd.oci.image.layer.v1.tar+gzip", gz)]
-    sbom = build_artifact(layout, "sbom", "application/spdx+json", blobs, subject=image)
-    signature = build_artifact(layout, "sig", "application/sig", [("text/plain", b"signed")], subject=sbom)
-    build_artifact(layout, "stranger", "application/sig", [("text/plain", b"other")])
+    sbom = build_artifact(layout, "sbom", blobs, subject=image)
+    signature = build_artifact(layout, "sig", [("text/plain", b"signed")], subject=sbom)
+    build_artifact(layout, "stranger", [("text/plain", b"other")])
     done = import_image(repo, image.source)
     assert set(done.plan.referrers) == {
         (image.manifest_digest, sbom.manifest_digest),
@@ -612,7 +611,7 @@ def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo
         assert stream_bytes(cfsctl, repo, f"oci-manifest-{artifact.manifest_digest}") == artifact.manifest_bytes
         for (_, data), descriptor in zip(parts, artifact.manifest["layers"], strict=True):
             assert stream_bytes(cfsctl, repo, f"oci-layer-{descriptor['digest']}") == data
-    assert inspected(cfsctl, repo, "app")["referrers"] == [{"digest": sbom.manifest_digest}]
+    assert inspected(cfsctl, repo, "app")["referrers"] == [sbom.manifest_digest]
     cfsctl.assert_healthy(repo)
     collected = tree(repo)
     cfsctl(repo, "--no-upgrade", "gc")
@@ -622,7 +621,7 @@ def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo
 def test_an_artifact_can_be_imported_by_itself_and_without_referrers(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
     layout = tmp_path / "layout"
     image = app_image(layout, "app")
-    sbom = build_artifact(layout, "sbom", "application/spdx+json", [("application/spdx+json", b"{}")], subject=image)
+    sbom = build_artifact(layout, "sbom", [("application/spdx+json", b"{}")], subject=image)
     import_image(repo, sbom.source, "sbom")
     assert all_refs(repo).keys() == {
         "streams/refs/oci/sbom",
@@ -635,7 +634,7 @@ def test_an_artifact_can_be_imported_by_itself_and_without_referrers(cfsctl: Cfs
 # -- other sources -----------------------------------------------------------------------------------------------------
 
 
-def test_what_skopeo_writes_is_read_and_docker_manifests_become_those_that_skopeo_makes(
+def test_what_skopeo_writes_is_read_and_docker_manifests_become_oci_with_the_same_config(
     skopeo: Path, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
 ) -> None:
     image = app_image(tmp_path / "layout", "app")
@@ -653,8 +652,7 @@ def test_what_skopeo_writes_is_read_and_docker_manifests_become_those_that_skope
             f"dir:{tmp_path}/v2s2",
             f"docker-archive:{tmp_path}/docker.tar",
             f"docker-archive:{tmp_path}/docker.tar.gz:app:latest",
-            f"ostree-unknown:{tmp_path}",
-        )[:-1]
+        )
     ):
         repo = new_repo(tmp_path / f"repo-{number}")
         done = import_image(repo, source, "app")
@@ -665,9 +663,14 @@ def test_what_skopeo_writes_is_read_and_docker_manifests_become_those_that_skope
         if "archive" not in source or "oci" in source:
             assert planned.manifest.config.digest == image.config_digest
         if "v2s2" in source:
-            back = json.loads((tmp_path / "back/index.json").read_text())["manifests"][0]["digest"]
-            assert planned.digest == back
-            assert planned.source_digest != back
+            docker = json.loads((tmp_path / "v2s2/manifest.json").read_text())
+            assert planned.source_digest != planned.digest
+            # skopeo's own conversion writes the config anew; ours keeps it, and the rest is the same
+            index = json.loads((tmp_path / "back/index.json").read_text())
+            digest = index["manifests"][0]["digest"].removeprefix("sha256:")
+            theirs = (tmp_path / "back/blobs/sha256" / digest).read_bytes()
+            converted = json.loads(theirs)["config"]["digest"].encode()
+            assert planned.raw == theirs.replace(converted, docker["config"]["digest"].encode())
         for layer in image.layers:
             assert stream_bytes(cfsctl, repo, f"oci-layer-{layer.diff_id}") == layer.tar
         cfsctl.assert_healthy(repo)
@@ -697,15 +700,15 @@ def test_an_image_by_umoci(cfsctl: Cfsctl, umoci: Path, new_repo: NewRepo, tmp_p
 
 @pytest.mark.parametrize(
     "how",
-    [stopped_after, torn_after, kill_after, failed_after(28), failed_after(5, once=True)],
-    ids=["stop", "torn", "kill", "full", "error"],
+    [torn_after, kill_after, failed_after(28, once=True)],
+    ids=["torn", "kill", "full"],
 )
 def test_stopped_anywhere_an_import_leaves_garbage_at_most_and_the_next_one_finishes(
     how: Any, cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
 ) -> None:
     layout = tmp_path / "layout"
     image = build_image(layout, "app", [Layer([directory("usr"), file("usr/f", BIG), file("usr/g", BIG * 2)])])
-    build_artifact(layout, "sbom", "application/spdx+json", [("text/plain", b"about")], subject=image)
+    artifact = build_artifact(layout, "sbom", [("text/plain", b"about")], subject=image)
     numbers = []
 
     def prepare(number: int) -> Path:
@@ -716,14 +719,13 @@ def test_stopped_anywhere_an_import_leaves_garbage_at_most_and_the_next_one_fini
         repo = attempt.subject
         found = all_refs(repo)
         # either nothing has a name, or it is complete: a healthy repository, whose collector takes nothing that is named
-        if attempt.number % 4 == 0 or found:
+        if attempt.number % 5 == 0:
             cfsctl.assert_healthy(repo)
+        assert not found or ContentId.manifest(Digest(image.manifest_digest)) in links(repo)
         import_image(repo, image.source)
-        assert all_refs(repo).keys() == {
-            "streams/refs/oci/app",
-            *(path for path in all_refs(repo) if path.startswith(f"streams/refs/oci-referrers/{image.manifest_digest}/")),
-        }
-        if attempt.number % 4 == 0:
+        referrer = f"streams/refs/oci-referrers/{image.manifest_digest}/{artifact.manifest_digest}"
+        assert all_refs(repo).keys() == {"streams/refs/oci/app", referrer}
+        if attempt.number % 10 == 0:
             check_image(cfsctl, repo, image)
     assert len(numbers) > 30
 

@@ -578,9 +578,9 @@ def test_the_lock_is_free_between_requests(served: Served, shop: Shop) -> None:
 
 
 def test_a_request_waits_for_a_collector_and_is_told_to_come_back(shop: Shop) -> None:
-    fd = os.open(shop.repo, os.O_RDONLY | os.O_DIRECTORY)
-    fcntl.flock(fd, fcntl.LOCK_EX)
     with serving(shop.repo, lock_timeout=0.2) as served:
+        fd = os.open(shop.repo, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(fd, fcntl.LOCK_EX)
         answer = served.get(f"/v2/{WEB}/manifests/1")
         assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "UNAVAILABLE", "5")
         assert served.get("/v2/").status == 200
@@ -763,7 +763,7 @@ def test_where_all_connections_are_taken_the_longest_idle_one_goes(shop: Shop, m
 
 def test_more_readers_than_there_are_places_wait_for_their_turn(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpd, "BODIES", 1)
-    monkeypatch.setattr(httpd, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(httpd, "QUEUE_SECONDS", 1.0)
     with serving(shop.repo) as served:
         path = f"/v2/large/blobs/{shop.large.diff_ids[0]}"
         first = client(served.address)
@@ -771,6 +771,7 @@ def test_more_readers_than_there_are_places_wait_for_their_turn(shop: Shop, monk
         slow = first.getresponse()
         refused = served.get(path)
         assert (refused.status, refused.code) == (429, "TOOMANYREQUESTS")
+        assert exclusive(shop.repo, 3) < 3
         assert served.get(f"/v2/{WEB}/blobs/{shop.web.config_digest}").status == 200
         assert len(slow.read()) == len(shop.large.layers[0].tar)
         assert len(served.get(path).body) == len(shop.large.layers[0].tar)
@@ -802,6 +803,17 @@ def test_the_program_ends_cleanly_and_finishes_what_it_has_begun(shop: Shop, tmp
 def test_an_interrupt_ends_the_program_with_the_status_of_an_interrupt(shop: Shop, tmp_path: Path) -> None:
     with program(shop.repo, tmp_path / "log") as running:
         assert running.stop(signal.SIGINT) == 130
+
+
+def test_a_server_that_cannot_read_any_more_ends_so_that_another_is_started(shop: Shop, tmp_path: Path) -> None:
+    with program(shop.repo, tmp_path / "log") as running:
+        pid = running.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        with pytest.raises((http.client.HTTPException, ConnectionError)):
+            running.get(f"/v2/large/blobs/{shop.large.diff_ids[0]}")
+        assert running.process.wait(20) == 1
+    assert "a process that reads was killed" in running.log.read_text()
 
 
 def test_a_unix_socket_is_served_and_removed(shop: Shop, tmp_path: Path) -> None:

@@ -1,0 +1,303 @@
+"""Exporting: what comes out is what went in, for the tools that read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cfs_tags import Repository
+from cfs_tags.apps.plain import ORIGINAL_DIGEST
+from cfs_tags.errors import DigestMismatch, FormatError, InvalidArgument, MissingObject, TagNotFound, TargetExists
+from cfs_tags.values import ContentId, Digest
+from support import tars
+from support.images import (
+    Image,
+    Layer,
+    app_image,
+    base_layer,
+    build_artifact,
+    build_image,
+    directory,
+    file,
+    hardlink,
+    random_bytes,
+    skopeo_copy,
+    static_image,
+    symlink,
+    umoci_truncated_image,
+)
+from support.importing import export_image, import_image
+from support.interrupt import count_calls, every_stop, torn_after
+from support.peers import clean_environment
+from support.trees import tree
+
+NewRepo = Callable[..., Path]
+COMPRESSIONS = ("none", "gzip", "zstd")
+
+
+def rich_image(layout: Path, compression: str = "gzip") -> Image:
+    """Two layers with a bit of everything that a rootless tool can unpack."""
+    entries = [
+        directory("usr/bin"),
+        file("usr/bin/large", random_bytes("large", 3_000_001), 0o755),
+        file("usr/bin/text", b"line\n" * 100_000),
+        hardlink("usr/bin/hard", "usr/bin/text"),
+        symlink("usr/bin/soft", "text"),
+        file("usr/" + "n" * 250, b"x" * 65),
+    ]
+    return build_image(layout, "app", [base_layer().compressed(compression), Layer(entries, compression)])
+
+
+@pytest.fixture
+def short_directory() -> Iterator[Callable[[], str]]:
+    """Makes directories with short paths."""
+    made: list[str] = []
+
+    def make() -> str:
+        made.append(tempfile.mkdtemp(prefix="cfs", dir="/tmp"))
+        return made[-1]
+
+    yield make
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def manifest_of(layout: Path, name: str = "app") -> dict[str, Any]:
+    index = json.loads((layout / "index.json").read_text())
+    key = "org.opencontainers.image.ref.name"
+    (entry,) = [entry for entry in index["manifests"] if entry.get("annotations", {}).get(key) == name]
+    data = blob(layout, entry["digest"])
+    assert len(data) == entry["size"]
+    return {"digest": entry["digest"], **json.loads(data)}
+
+
+def blob(layout: Path, digest: str) -> bytes:
+    return (layout / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()
+
+
+def image_id(skopeo: Path, source: str) -> str:
+    import hashlib
+
+    done = subprocess.run([skopeo, "inspect", "--raw", "--config", source], capture_output=True, check=True, timeout=60)
+    return f"sha256:{hashlib.sha256(done.stdout).hexdigest()}"
+
+
+@pytest.mark.parametrize("kept", COMPRESSIONS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_an_exported_image_imports_as_the_same_streams(
+    kept: str, compression: str, skopeo: Path, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    image = rich_image(tmp_path / "layout", kept)
+    ours, again = new_repo(tmp_path / "ours"), new_repo(tmp_path / "again")
+    import_image(ours, image.source)
+    done = export_image(ours, "app", f"oci:{tmp_path}/out:app", compression)
+    assert image_id(skopeo, f"oci:{tmp_path}/out:app") == image.config_digest
+    import_image(again, f"oci:{tmp_path}/out:app")
+    for layer in image.layers:
+        name = f"oci-layer-{layer.diff_id}"
+        assert (again / "streams" / name).readlink() == (ours / "streams" / name).readlink()
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["digest"] == done.digest
+    assert done.is_original == (kept == compression == "none")
+    assert (blob(tmp_path / "out", done.digest) == image.manifest_bytes) == done.is_original
+    if not done.is_original:
+        assert manifest["annotations"][ORIGINAL_DIGEST] == image.manifest_digest
+    if compression == "none":
+        assert [layer["digest"] for layer in manifest["layers"]] == image.diff_ids
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
+    compression: str,
+    skopeo: Path,
+    umoci: Path,
+    podman: Path,
+    repo: Path,
+    tmp_path: Path,
+    short_directory: Callable[[], str],
+) -> None:
+    image = rich_image(tmp_path / "layout")
+    import_image(repo, image.source)
+    export_image(repo, "app", f"oci:{tmp_path}/out:app", compression)
+    export_image(repo, "app", f"oci-archive:{tmp_path}/out.tar:app", compression)
+    skopeo_copy(skopeo, f"oci-archive:{tmp_path}/out.tar:app", f"oci:{tmp_path}/unpacked:app")
+    trees = []
+    layouts = [tmp_path / "layout", tmp_path / "out", tmp_path / "unpacked"]
+    if compression == "zstd":  # umoci knows no zstd: it sees what skopeo makes of it
+        skopeo_copy(skopeo, f"oci:{tmp_path}/out:app", f"oci:{tmp_path}/gzip:app", "--dest-compress-format", "gzip")
+        layouts[1:] = [tmp_path / "gzip"] * 2
+    for number, layout in enumerate(layouts):
+        work = tmp_path / f"bundle-{number}"
+        subprocess.run(
+            [umoci, "unpack", "--rootless", "--image", f"{layout}:app", work], check=True, capture_output=True, timeout=60
+        )
+        trees.append(tree(work / "rootfs"))
+        stat = os.stat(work / "rootfs/usr/bin/hard")
+        assert stat.st_nlink == 2
+    assert trees[0] == trees[1] == trees[2]
+    runroot = short_directory()  # podman takes 50 characters at most
+    store = ["--root", f"{tmp_path}/store", "--runroot", runroot, "--storage-driver", "vfs"]
+    environment = clean_environment(tmp_path)
+    loaded = subprocess.run(
+        [podman, *store, "load", "-q", "-i", f"{tmp_path}/out.tar"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    listed = subprocess.run(
+        [podman, *store, "images", "--no-trunc", "-q"], capture_output=True, text=True, env=environment, timeout=60, check=True
+    )
+    assert listed.stdout.split() == [image.config_digest]
+
+
+def test_hand_made_tars_come_out_bit_for_bit(repo: Path, tmp_path: Path) -> None:
+    layers = [
+        tars.RawLayer(tars.usr() + tars.entry(b"usr/f", b"x" * 70) + bytes(512)),
+        tars.RawLayer((tars.usr() + tars.entry(b"usr/f", b"x" * 70))[:-400]),
+        tars.RawLayer(tars.usr() + tars.END + b"behind the end"),
+        tars.RawLayer(tars.END),
+    ]
+    image = build_image(tmp_path / "layout", "app", layers)
+    import_image(repo, image.source)
+    export_image(repo, "app", f"oci:{tmp_path}/out:app")
+    for layer in layers:
+        assert blob(tmp_path / "out", layer.diff_id) == layer.tar
+
+
+def test_images_that_cfsctl_cannot_pull_are_exported_like_any_other(
+    skopeo: Path, umoci: Path, repo: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "tree"
+    source.mkdir()
+    (source / "f").write_bytes(b"x" * 700)
+    cut = umoci_truncated_image(umoci, tmp_path / "umoci", "cut", source)
+    for text, name in ((static_image(tmp_path / "layout").source, "static"), (cut, "cut")):
+        import_image(repo, text, name)
+        export_image(repo, name, f"oci:{tmp_path}/out:{name}")
+        assert image_id(skopeo, f"oci:{tmp_path}/out:{name}") == image_id(skopeo, text)
+
+
+def test_an_artifact_is_exported_with_the_manifest_and_the_blobs_that_it_had(repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    blobs = [("application/spdx+json", b'{"a":1}'), ("application/vnd.oci.image.layer.v1.tar+gzip", b"no gzip at all")]
+    sbom = build_artifact(tmp_path / "layout", "sbom", blobs, subject=image)
+    import_image(repo, sbom.source, "sbom")
+    for compression in COMPRESSIONS:
+        assert export_image(repo, "sbom", f"oci:{tmp_path}/{compression}:sbom", compression).is_original
+        for _, data in blobs:
+            assert data in [path.read_bytes() for path in (tmp_path / compression / "blobs/sha256").iterdir()]
+
+
+def test_other_transports_go_through_skopeo(skopeo: Path, repo: Path, tmp_path: Path) -> None:
+    image = rich_image(tmp_path / "layout")
+    import_image(repo, image.source)
+    export_image(repo, "app", f"dir:{tmp_path}/dir")
+    export_image(repo, "app", f"docker-archive:{tmp_path}/docker.tar:app:1")
+    manifest = json.loads((tmp_path / "dir/manifest.json").read_text())
+    assert manifest["config"]["digest"] == image.config_digest
+    with tarfile.open(tmp_path / "docker.tar") as archive:
+        assert "manifest.json" in archive.getnames()
+
+
+def test_a_layout_is_added_to_and_a_name_in_it_moves(repo: Path, tmp_path: Path) -> None:
+    one, two = (app_image(tmp_path / "layout", name) for name in ("one", "two"))
+    import_image(repo, one.source, "one")
+    import_image(repo, two.source, "two")
+    out = tmp_path / "out"
+    export_image(repo, "one", f"oci:{out}:a")
+    export_image(repo, "two", f"oci:{out}:b/c:1")
+    first = manifest_of(out, "a")
+    export_image(repo, "two", f"oci:{out}:a")
+    assert manifest_of(out, "b/c:1")["digest"] == manifest_of(out, "a")["digest"] != first["digest"]
+    assert len(json.loads((out / "index.json").read_text())["manifests"]) == 2
+    export_image(repo, "@" + two.manifest_digest, f"oci:{out}")
+    assert len(json.loads((out / "index.json").read_text())["manifests"]) == 3
+
+
+def test_an_archive_that_exists_and_a_directory_that_is_no_layout_stay_as_they_are(repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(TargetExists):
+        export_image(repo, "app", f"oci-archive:{tmp_path}/file")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").write_bytes(b"mine")
+    with pytest.raises(FormatError):
+        export_image(repo, "app", f"oci:{other}")
+    assert (tmp_path / "file").read_bytes() == (other / "mine").read_bytes() == b"mine"
+    assert [path.name for path in other.iterdir()] == ["mine"]
+    with pytest.raises(InvalidArgument):
+        export_image(repo, "app", "nowhere")
+    with pytest.raises(TagNotFound):
+        export_image(repo, "absent", f"oci:{tmp_path}/absent")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_damaged_layer_is_not_exported(repo: Path, tmp_path: Path) -> None:
+    image = rich_image(tmp_path / "layout")
+    import_image(repo, image.source)
+    large = next(path for path in (repo / "objects").rglob("*") if path.is_file() and path.stat().st_size == 3_000_001)
+    data = large.read_bytes()
+    large.write_bytes(data[:-1] + b"!")
+    for compression in COMPRESSIONS:
+        with pytest.raises(DigestMismatch):
+            export_image(repo, "app", f"oci:{tmp_path}/{compression}:app", compression)
+    large.write_bytes(data[:-1])
+    with pytest.raises(FormatError):
+        export_image(repo, "app", f"oci:{tmp_path}/none:app")
+    large.unlink()
+    with pytest.raises(MissingObject):
+        export_image(repo, "app", f"oci-archive:{tmp_path}/out.tar:app")
+    with Repository.open(repo) as opened:
+        stream = opened.stream_object(ContentId.layer(Digest(image.diff_ids[1])))
+    assert stream is not None
+    (repo / "objects" / stream[:2] / stream[2:]).unlink()
+    with pytest.raises(MissingObject):
+        export_image(repo, "app", f"oci:{tmp_path}/none:app")
+    assert not (tmp_path / "out.tar").exists()
+    assert not any((tmp_path / compression / "index.json").exists() for compression in COMPRESSIONS)
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_stopped_anywhere_an_export_names_nothing_that_is_not_whole(transport: str, repo: Path, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", b"x" * 70)])])
+    import_image(repo, image.source)
+
+    def prepare(number: int) -> Path:
+        return tmp_path / f"out-{number}"
+
+    for attempt in every_stop(prepare, lambda path: export_image(repo, "app", f"{transport}:{path}:app"), torn_after):
+        out = attempt.subject
+        if transport == "oci-archive":
+            if out.exists():
+                with tarfile.open(out) as archive:
+                    assert "index.json" in archive.getnames()
+            continue
+        for path in out.glob("blobs/sha256/*"):
+            assert len(path.name) == 64
+        if (out / "index.json").exists():
+            for descriptor in [(manifest := manifest_of(out))["config"], *manifest["layers"]]:
+                assert len(blob(out, descriptor["digest"])) == descriptor["size"]
+        if not out.exists() or not any(out.iterdir()) or (out / "index.json").exists():
+            export_image(repo, "app", f"oci:{out}:app")
+
+
+def test_a_layer_that_is_in_the_layout_already_is_not_written_again(repo: Path, tmp_path: Path) -> None:
+    image = rich_image(tmp_path / "layout")
+    import_image(repo, image.source)
+    export_image(repo, "app", f"oci:{tmp_path}/out:app")
+    with count_calls() as calls:
+        export_image(repo, "app", f"oci:{tmp_path}/out:app")
+    assert "open_unnamed" not in calls.names

@@ -1,0 +1,268 @@
+"""``import``, ``export`` and the presets of ``list`` as users type them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from unittest.mock import patch
+
+import pytest
+
+from cfs_tags.cli.main import main
+from cfs_tags.repo import fsops
+from cfs_tags.repo.store import WriteRepo
+from support.images import (
+    Layer,
+    app_image,
+    base_layer,
+    build_artifact,
+    build_image,
+    build_index,
+    directory,
+    file,
+    random_bytes,
+    skopeo_copy,
+    static_image,
+)
+from support.importing import import_image
+from support.peers import Cfsctl
+from support.serving import serving
+from support.trees import tree
+
+NewRepo = Callable[..., Path]
+
+
+class Run(Protocol):
+    def __call__(self, *words: str, status: int = 0) -> str:
+        """Call the program on the repository; its exit status must be that."""
+
+
+@pytest.fixture
+def run(repo: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: str, status: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["--repo", str(repo), *words]) == status, capsys.readouterr()
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_import_says_what_it_did_and_what_it_would_do(run: Run, repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    before = tree(repo)
+    said = run("import", image.source, "quay.io/org/app:1", "--dry-run")
+    assert said.splitlines()[0] == f"would be imported: quay.io/org/app:1 -> {image.manifest_digest}"
+    assert tree(repo) == before
+    said = run("import", image.source, "quay.io/org/app:1", "--reason", "asked for")
+    assert said.splitlines()[0] == f"imported: quay.io/org/app:1 -> {image.manifest_digest}"
+    assert run("import", image.source, "quay.io/org/app:1") == f"unchanged: quay.io/org/app:1 -> {image.manifest_digest}\n"
+    assert "asked for (import oci:" in run("log", "quay.io/org/app:1")
+
+
+def test_import_as_json(run: Run, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    result = json.loads(run("import", image.source, "--json"))["result"]
+    assert result["tags"] == [{"name": "app", "digest": image.manifest_digest, "done": "created", "home": "shared"}]
+    (shown,) = result["images"]
+    assert shown["config_digest"] == image.config_digest
+    assert shown["platform"] == "linux/amd64"
+    assert [layer["key"] for layer in shown["layers"]] == image.diff_ids
+    assert all(layer["read"] for layer in shown["layers"])
+    assert result["objects_written"] > 0
+    again = json.loads(run("import", image.source, "--json", "--dry-run"))["result"]
+    assert not any(layer["read"] for layer in again["images"][0]["layers"])
+
+
+def test_an_index_without_the_platform_ends_with_4_and_its_platforms(run: Run, tmp_path: Path) -> None:
+    build_index(tmp_path / "layout", "multi", {"vax": app_image(tmp_path / "layout", "app")})
+    error = json.loads(run("import", f"oci:{tmp_path}/layout:multi", "x", "--json", status=4))["error"]
+    assert error["facts"]["platforms"] == ["linux/vax"]
+    run("import", f"oci:{tmp_path}/layout:multi", "x", "--platform", "linux/vax")
+
+
+def test_statuses_of_what_cannot_be(run: Run, repo: Path, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    run("import", "nothing", status=2)
+    run("import", "oci:/absent", "x", status=3)
+    run("import", image.source, "@x", status=2)
+    run("import", image.source, "localhost/bootc-x", status=4)
+    run("import", image.source, "x", "--shared", "--private", status=2)
+    run("import", image.source, "x", "--max-layer-size", "0", status=2)
+    run("import", image.source, "x", "--max-layer-size", "0.000001", status=6)
+    run("import", image.source, "x")
+    run("import", app_image(tmp_path / "layout", "other").source, "x", status=4)
+    run("import", app_image(tmp_path / "layout", "other").source, "x", "--force")
+    run("export", "absent", f"oci:{tmp_path}/out", status=3)
+    run("export", "x", "out", status=2)
+    run("export", "x", f"oci:{tmp_path}/out", "--compress", "lzma", status=2)
+    (tmp_path / "file").touch()
+    run("export", "x", f"oci-archive:{tmp_path}/file", status=4)
+    with subprocess.Popen(["flock", str(repo), "sleep", "30"]) as holder:
+        try:
+            while subprocess.run(["flock", "-n", "-s", str(repo), "true"], check=False).returncode == 0:
+                pass
+            run("import", image.source, "y", "--lock-timeout", "0.1", status=5)
+            run("export", "x", f"oci:{tmp_path}/out", "--lock-timeout", "0.1", status=5)
+        finally:
+            holder.kill()
+            subprocess.run(["pkill", "-P", str(holder.pid)], check=False)
+
+
+def test_export_says_that_the_manifest_is_another_one(run: Run, tmp_path: Path) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    run("import", image.source)
+    said = run("export", "app", f"oci:{tmp_path}/out:app").splitlines()
+    assert f"made from {image.manifest_digest}" in said[1]
+    assert said[2] == f"image ID: {image.config_digest}"
+    result = json.loads(run("export", "app", f"oci:{tmp_path}/out:app", "--json"))["result"]
+    assert result["original_digest"] == image.manifest_digest != result["digest"]
+    run("import", f"oci:{tmp_path}/out:app", "plain")
+    said = run("export", "plain", f"oci:{tmp_path}/out2:app").splitlines()
+    assert said[1] == f"manifest: {result['digest']}"
+
+
+def test_an_image_from_a_registry_and_only_what_is_missing(
+    skopeo: Path, new_repo: NewRepo, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "home/.config/containers/registries.conf"
+    policy = tmp_path / "home/.config/containers/policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    there = new_repo(tmp_path / "there")
+    image = app_image(tmp_path / "layout", "app", [base_layer().compressed("none")])
+    image = build_image(tmp_path / "layout", "app", [layer.compressed("none") for layer in image.layers])
+    import_image(there, image.source, "app:1")
+    with serving(there) as served:
+        config.write_text(f'[[registry]]\nlocation = "{served.address}"\ninsecure = true\n')
+        source = f"docker://{served.address}/app:1"
+        result = json.loads(run("import", source, "--json"))["result"]
+        assert result["tags"][0]["name"] == f"{served.address}/app:1"
+        assert result["tags"][0]["digest"] == image.manifest_digest
+        before = len(served.log)
+        again = json.loads(run("import", source, "again", "--json"))["result"]
+        assert again["objects_written"] == 0
+        assert not [line for line in served.log[before:] if "/blobs/" in line]
+
+
+def test_mountable_has_cfsctl_make_the_image_and_leaves_one_tag(
+    cfsctl: Cfsctl, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run("import", image.source, "--mountable", status=1)
+    monkeypatch.setenv("PATH", f"{cfsctl.program.parent}:/usr/bin:/bin")
+    (repo / "bootc").mkdir()
+    run("import", image.source, "--mountable")
+    assert cfsctl.tags(repo) == {"app": image.manifest_digest}
+    assert cfsctl.images_of(repo, "app")[0] is not None
+    cfsctl.assert_healthy(repo)
+    error = json.loads(run("import", static_image(tmp_path / "layout").source, "--mountable", "--json", status=1))["error"]
+    assert error["code"] == "program-failed"
+    assert cfsctl.tags(repo) == {"app": image.manifest_digest}
+
+
+def test_temporary_files_are_gone_afterwards(skopeo: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    skopeo_copy(skopeo, image.source, f"docker-archive:{tmp_path}/a.tar:app:1")
+    subprocess.run(["gzip", tmp_path / "a.tar"], check=True)
+    run("import", f"docker-archive:{tmp_path}/a.tar.gz")
+    run("export", "docker.io/library/app:1", f"dir:{tmp_path}/dir")
+    assert list(temporary.iterdir()) == []
+
+
+def test_on_a_secure_repository_every_object_is_measured_before_it_has_a_name(repo: Path, tmp_path: Path) -> None:
+    """The kernel here may have no fs-verity: what is looked at is what it is asked to do, and in which order."""
+    measured: set[int] = set()
+    adopted: list[str] = []
+    adopt = fsops.adopt_object
+
+    def enable(fd: int, number: int) -> None:
+        assert number == 2
+        assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        inode = os.fstat(fd).st_ino
+        writers = [name for name in os.listdir("/proc/self/fd") if _writes(name, inode)]
+        assert writers == []
+        measured.add(inode)
+
+    def adopting(fd: int, dir_fd: int, path: str) -> bool:
+        assert os.fstat(fd).st_ino in measured
+        adopted.append(path)
+        return adopt(fd, dir_fd, path)
+
+    entries = [directory("usr"), file("usr/small", b"x" * 65), file("usr/large", random_bytes("large", 3 << 20))]
+    image = build_image(tmp_path / "layout", "app", [Layer(entries)])
+    secure = patch.object(WriteRepo, "is_secure", True)
+    with secure, patch.object(fsops, "enable_verity", enable), patch.object(fsops, "adopt_object", adopting):
+        done = import_image(repo, image.source)
+    assert len(adopted) == done.objects == 7
+
+
+def _writes(name: str, inode: int) -> bool:
+    try:
+        status = os.stat(f"/proc/self/fd/{name}")
+        return status.st_ino == inode and bool(fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE)
+    except OSError:
+        return False
+
+
+def test_listings_for_users_of_podman_and_crane(cfsctl: Cfsctl, run: Run, repo: Path, tmp_path: Path) -> None:
+    image = build_image(
+        tmp_path / "layout",
+        "app",
+        [Layer([directory("usr"), file("usr/f", bytes(2_000_000))])],
+        config={"created": "2020-01-01T00:00:00.123456789Z", "config": {"Labels": {"a": "b"}}},
+    )
+    artifact = build_artifact(tmp_path / "layout", "sbom", [("text/plain", b"about")])
+    run("import", image.source, "localhost:5000/org/app:1.2")
+    run("import", image.source, "app")
+    run("import", artifact.source, "sbom")
+    size = len(image.layers[0].tar)
+    lines = run("list", "--format", "podman").splitlines()
+    assert lines[0].split() == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
+    rows = [line.split("  ") for line in lines[1:]]
+    config = image.config_digest.removeprefix("sha256:")[:12]
+    assert [[cell.strip() for cell in row if cell.strip()][:3] for row in rows] == [
+        ["app", "latest", config],
+        ["localhost:5000/org/app", "1.2", config],
+    ]
+    assert all(line.endswith(" years ago  2.01 MB") for line in lines[1:])
+    (shown,) = json.loads(run("list", "--format", "podman-json"))
+    assert shown["Id"] == image.config_digest.removeprefix("sha256:")
+    assert shown["Names"] == ["app", "localhost:5000/org/app:1.2"]
+    assert shown["Size"] == size
+    assert shown["Labels"] == {"a": "b"}
+    assert shown["Created"] == 1577836800
+    assert run("list", "--format", "crane", "--sort", "-name").splitlines() == ["sbom", "localhost:5000/org/app:1.2", "app"]
+    assert run("list", "--format", "podman", "nothing*").splitlines() == ["REPOSITORY  TAG  IMAGE ID  CREATED  SIZE"]
+
+
+def test_the_keys_of_podman_json_are_those_of_podman(podman: Path, run: Run, repo: Path, tmp_path: Path) -> None:
+    from support.peers import clean_environment
+
+    image = app_image(tmp_path / "layout", "app")
+    run("import", image.source)
+    run("export", "app", f"oci-archive:{tmp_path}/app.tar:app")
+    short = Path("/tmp") / f"cfs{os.getpid()}"
+    store = [str(podman), "--root", f"{tmp_path}/store", "--runroot", str(short), "--storage-driver", "vfs"]
+    environment = clean_environment(tmp_path)
+    try:
+        subprocess.run([*store, "load", "-q", "-i", f"{tmp_path}/app.tar"], check=True, env=environment, capture_output=True)
+        said = subprocess.run([*store, "images", "--format", "json"], check=True, env=environment, capture_output=True).stdout
+    finally:
+        subprocess.run(["rm", "-rf", short], check=True)
+    (theirs,) = json.loads(said)
+    (ours,) = json.loads(run("list", "--format", "podman-json"))
+    optional = {"RepoTags", "Labels", "CreatedAt", "Names", "History", "IsManifestList", "Arch", "Os", "ReadOnly", "Dangling"}
+    assert theirs.keys() - optional <= ours.keys()
+    assert ours["Id"] == theirs["Id"]
+    found: dict[str, Any] = theirs
+    assert found["Digest"].startswith("sha256:")
