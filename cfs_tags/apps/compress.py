@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Compressor", "compressor"]
 
-_BLOCK = 512 << 10
+_BLOCK = 256 << 10
 """Bytes that one thread compresses at once."""
 _WINDOW = 32 << 10
 """Bytes before a block that deflate may refer to."""
-_GZIP_LEVEL = 3
+_GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
 _HEADER = bytes((0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 0xFF))  # deflate, no name, no time, of no known system
 

@@ -274,20 +274,43 @@ class _Connection:
             headers.setdefault(name.decode("ascii"), value.decode("latin-1"))
         wanted = routes.route(method, target)
         began = monotonic()
-        with self._server.turns.share() as share:
-            try:
-                if not isinstance(wanted, Base | Problem):
-                    await share.take()
-                found = await self._server.look_up(wanted, headers)
-            except LockTimeout as late:
-                self._server.log(str(late))
-                found = error(problem("UNAVAILABLE", "the repository is being changed"), _TRY_LATER)
-            except CfsTagsError as wrong:
-                self._server.log(str(wrong))
-                found = error(problem("UNKNOWN", "the repository cannot be read; the server's log says why"))
+        with self._server.turns.share() as share, ExitStack() as stack:
+            found = await self._look_up(wanted, headers, share)
+            if method != "HEAD" and _is_long(found):
+                must_wait = self._server.bodies.locked()
+                if must_wait:
+                    # what was found is not kept for the time that this takes
+                    found = error(problem("UNAVAILABLE", "not yet"))
+                    share.give_back()
+                if not await self._has_turn(stack):
+                    found = error(problem("TOOMANYREQUESTS", "too many at once"), _TRY_LATER)
+                elif must_wait:
+                    found = await self._look_up(wanted, headers, share)
             if isinstance(found.body, bytes):
                 share.give_back()
             return await self._send(found, method, target, began, is_last=is_last, share=share)
+
+    async def _look_up(self, wanted: routes.Route | Problem, headers: dict[str, str], share: Share) -> Answer:
+        try:
+            if not isinstance(wanted, Base | Problem):
+                await share.take()
+            return await self._server.look_up(wanted, headers)
+        except LockTimeout as late:
+            self._server.log(str(late))
+            return error(problem("UNAVAILABLE", "the repository is being changed"), _TRY_LATER)
+        except (CfsTagsError, OSError) as wrong:
+            self._server.log(printable(wrong))
+            return error(problem("UNKNOWN", "the repository cannot be read; the server's log says why"))
+
+    async def _has_turn(self, stack: ExitStack) -> bool:
+        """Wait for the turn of a long body; the stack gives it back."""
+        try:
+            async with asyncio.timeout(QUEUE_SECONDS):
+                await self._server.bodies.acquire()
+        except TimeoutError:
+            return False
+        stack.callback(self._server.bodies.release)
+        return True
 
     async def _send(
         self, found: Answer, method: str, target: str, began: float, *, is_last: bool, share: Share | None = None
@@ -295,23 +318,14 @@ class _Connection:
         """Send an answer and log it; whether the connection can be used again."""
         is_last = is_last or self._server.stopping.is_set()
         with ExitStack() as stack:
-            if isinstance(found.body, Part) and method != "HEAD":
-                assert share is not None
-                try:
-                    if self._server.bodies.locked():
-                        share.give_back()
-                    async with asyncio.timeout(QUEUE_SECONDS):
-                        await self._server.bodies.acquire()
-                    stack.callback(self._server.bodies.release)
-                except TimeoutError:
-                    found = error(problem("TOOMANYREQUESTS", "too many at once"), _TRY_LATER)
             sent, note = 0, ""
             head = self._head(found, is_last)
             try:
                 if method == "HEAD":
                     await self._send_bytes(head)
                 elif isinstance(found.body, bytes):
-                    await self._send_bytes(head + found.body)
+                    # many connections may be sent the same large manifest: a copy for each would be too much
+                    await self._send_bytes(*((head, found.body) if _is_long(found) else (head + found.body,)))
                     sent = len(found.body)
                 else:
                     assert share is not None
@@ -356,10 +370,11 @@ class _Connection:
         reason = HTTPStatus(found.status).phrase
         return self._http.send(h11.Response(status_code=found.status, headers=headers, reason=reason)) or b""
 
-    async def _send_bytes(self, data: bytes) -> None:
+    async def _send_bytes(self, *pieces: bytes) -> None:
         try:
-            async with asyncio.timeout(GRACE_SECONDS + len(data) / SLOWEST):
-                await self._loop.sock_sendall(self._socket, data)
+            async with asyncio.timeout(GRACE_SECONDS + sum(map(len, pieces)) / SLOWEST):
+                for piece in pieces:
+                    await self._loop.sock_sendall(self._socket, piece)
         except TimeoutError:
             raise _TooSlow from None
 
@@ -402,6 +417,11 @@ class _Sized:
 
     def __len__(self) -> int:
         return self._length
+
+
+def _is_long(found: Answer) -> bool:
+    """Whether the body is one of those of which only so many are sent at a time."""
+    return found.length > _SMALL
 
 
 def _set(future: asyncio.Future[None]) -> None:

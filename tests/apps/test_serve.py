@@ -65,7 +65,7 @@ class Shop(NamedTuple):
 
 def _many() -> Layer:
     """Files of all kinds of sizes: inline, small, larger than a buffer, and large enough for the kernel to send."""
-    sizes = [0, 1, 64, 65, 511, 512, 513, 4096, 100_000, 131_071, 131_072, 524_288, 600_000, 3_000_000, *range(70, 1500, 37)]
+    sizes = [0, 1, 64, 65, 511, 512, 513, 4096, 100_000, 131_071, 131_072, 524_288, 600_000, 3_000_000, *range(70, 1500, 7)]
     entries = [file(f"usr/f{number}", random_bytes(f"many {number}", size)) for number, size in enumerate(sizes)]
     return Layer([directory("usr"), *entries], "zstd")
 
@@ -758,6 +758,23 @@ def test_where_all_connections_are_taken_the_longest_idle_one_goes(shop: Shop, m
         assert served.get("/v2/").status == 200
         assert crowd[0].recv(1) == b""
         for connection in crowd:
+            connection.close()
+
+
+def test_readers_of_a_large_manifest_take_turns_like_those_of_blobs(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(httpd, "BODIES", 2)
+    annotations = {f"key-{number}": "x" * 1000 for number in range(3900)}
+    large = build_artifact(tmp_path / "artifacts", "large", [("text/plain", b"x")], annotations=annotations)
+    store_artifact(shop.repo, large, tag="documents:1")
+    with serving(shop.repo) as served:
+        crowd = [client(served.address) for _ in range(20)]
+        for connection in crowd:
+            connection.request("GET", "/v2/documents/manifests/1")
+        assert served.get("/v2/").status == 200
+        for connection in crowd:
+            assert connection.getresponse().read() == large.manifest_bytes
             connection.close()
 
 

@@ -102,7 +102,7 @@ def serving(repo: Path, allow: Sequence[str] = (), lock_timeout: float = 5.0) ->
 
         asyncio.run(main())
 
-    with Repository.open(repo) as opened, Fillers(opened, httpd.BODIES, 1) as fillers:
+    with Repository.open(repo) as opened, Fillers(opened, httpd.BODIES) as fillers:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         address = "{}:{}".format(*listener.getsockname())
         thread = threading.Thread(target=run, args=(opened, fillers))
