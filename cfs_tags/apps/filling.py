@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BUFFER", "FilePart", "FillerGone", "Fillers", "Job"]
 
-BUFFER = 512 << 10
+BUFFER = 1 << 20
 """Bytes that are gathered before they are sent."""
 _ROOM = 128 << 10
 """Bytes of the buffer that are left for a file, at least; else it is sent first."""
