@@ -40,6 +40,8 @@ class Sizes(NamedTuple):
     large_deployments: int
     files: int
     shared_files: int
+    garbage: tuple[int, ...]
+    collections: int
 
 
 FULL = Sizes(
@@ -54,9 +56,19 @@ FULL = Sizes(
     large_deployments=10,
     files=100_000,
     shared_files=99_000,
+    garbage=(10_000, 100_000, 1_000_000),
+    collections=3,
 )
 QUICK = FULL._replace(
-    pairs=7, slow_pairs=3, peer_creates=50, manifests=100, large_deployments=3, files=5_000, shared_files=4_900
+    pairs=7,
+    slow_pairs=3,
+    peer_creates=50,
+    manifests=100,
+    large_deployments=3,
+    files=5_000,
+    shared_files=4_900,
+    garbage=(10_000, 50_000),
+    collections=2,
 )
 """Fewer pairs on smaller data: to see that everything runs, and large changes."""
 
@@ -71,7 +83,7 @@ class Row(NamedTuple):
         peer: the other one; empty where a figure stands alone.
         comparison: all runs; None where nothing was measured.
         figure: what is judged, with the least and the greatest one seen: a ratio of times, or MiB.
-        unit: of the figure: ``x`` or ``MiB``.
+        unit: of the figure: ``x``, ``MiB`` or ``s``.
         limit: of the figure; None where there is no goal.
         at_least: whether the figure should be the limit or more, not the limit or less.
         note: what has to be known to read it.

@@ -15,14 +15,17 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import collecting
 import report
+import rows as tags_and_deployments
 from datasets import Data
 from measure import BenchError, Launcher
-from rows import FULL, GROUPS, QUICK, Bench, Row
+from rows import FULL, QUICK, Bench, Row
 
 from support.peers import CFSCTL_VERSION, clean_environment, find_peer
 
 SCHEMA = 1
+GROUPS = {**tags_and_deployments.GROUPS, **collecting.GROUPS}
 _MEMORY = Path("/dev/shm")
 
 

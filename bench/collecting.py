@@ -1,0 +1,162 @@
+"""What is measured of collecting: how long it takes, what it needs, and how long others wait for it.
+
+Nothing is deleted before all copies that will be needed are made: on ext4 without a journal new files are slow for minutes
+after many were deleted (see ``Bench.fresh``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from measure import BenchError, Comparison, Run, compare
+from rows import MIB, Bench, Row, _by_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["GROUPS"]
+
+_OF_MANY = 1_000_000
+"""The goals are for so many objects."""
+
+
+def collecting(bench: Bench) -> Iterator[Row]:
+    """Collecting repositories of which 40 % is dead, and measuring them."""
+    if not bench.has("gc"):
+        yield Row("collecting", "gc", "cfs-tag gc", "cfsctl gc", limit=0.4)
+        return
+    sizes = bench.sizes
+    sources = {objects: bench.data.garbage(objects) for objects in sizes.garbage}
+    # ours and the peer's in turn, and one of each to look at while it runs
+    copies = {
+        objects: [
+            bench.data.littered(objects, bench.fresh(f"garbage-{objects}"))
+            for _ in range(2 * sizes.collections + 2 * (objects == sizes.garbage[-1]))
+        ]
+        for objects in sizes.garbage
+    }
+    os.sync()
+    for objects in sizes.garbage:
+        source = sources[objects]
+        goals = objects == _OF_MANY
+        _same(bench, source)
+        dry = [bench.program, "--repo", source, "gc", "--dry-run"]
+        peer = [bench.cfsctl, "--repo", source, "--no-upgrade", "gc", "--dry-run"]
+        found = compare(bench.reading(*dry), bench.reading(*peer), sizes.slow_pairs, 1)
+        note = f"{objects:,} objects, 40 % dead, 38 images and two EROFS images of {objects // 10:,} files"
+        name = "cfs-tag gc --dry-run"
+        yield _by_time("collecting", f"gc-dry-{objects}", name, "cfsctl gc --dry-run", found, 0.5 if goals else None, note=note)
+        found = compare(bench.reading(bench.program, "--repo", source, "df"), bench.reading(*dry), sizes.slow_pairs, 1)
+        yield _by_time("collecting", f"df-{objects}", "cfs-tag df", name, found, 1.5 if goals else None, note=note)
+        if goals or objects == sizes.garbage[-1]:
+            yield _memory("gc-dry-memory", name, "cfsctl gc --dry-run", [_watched(dry)], [_watched(peer)])
+    for objects in sizes.garbage:
+        goals = objects == _OF_MANY
+        pairs = []
+        for ours, theirs in zip(*[iter(copies[objects][: 2 * sizes.collections])] * 2, strict=True):
+            pairs.append(_collected(bench, ours, theirs))
+        found = Comparison(tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs))
+        note = f"{objects:,} objects, 40 % dead"
+        limit = 0.4 if goals else None
+        yield _by_time("collecting", f"gc-{objects}", "cfs-tag gc", "cfsctl gc", found, limit, note=note)
+    ours, theirs = copies[sizes.garbage[-1]][-2:]
+    yield from _beside(bench, ours, theirs)
+
+
+def _collected(bench: Bench, ours: Path, theirs: Path) -> tuple[Run, Run]:
+    # what they look at is in memory for both, as right after a dry run
+    for repo in (ours, theirs):
+        bench.launcher.run(bench.cfsctl, "--repo", repo, "--no-upgrade", "gc", "--dry-run")
+    runs = bench.ours("--repo", ours, "gc"), bench.launcher.run(bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc")
+    if _objects(ours) != _objects(theirs):
+        raise BenchError("cfs-tag gc and cfsctl gc did not leave the same objects")
+    return runs
+
+
+def _objects(repo: Path) -> int:
+    return sum(len(os.listdir(repo / "objects" / parent)) for parent in os.listdir(repo / "objects"))
+
+
+def _same(bench: Bench, repo: Path) -> None:
+    """Both would delete the same."""
+    said = bench.launcher.output(bench.cfsctl, "--repo", repo, "--no-upgrade", "gc", "--dry-run")
+    theirs = re.search(r"Objects: (\d+) removed \((\d+) bytes\)", said)
+    ours = json.loads(bench.launcher.output(bench.program, "--repo", repo, "gc", "--dry-run", "--json"))["result"]
+    if theirs is None or (int(theirs[1]), int(theirs[2])) != (ours["objects"], ours["content_bytes"]):
+        raise BenchError(f"cfs-tag gc would delete {ours['objects']} objects, cfsctl says: {said}")
+
+
+# -- memory and waiting ------------------------------------------------------------------------------------------------
+
+
+def _beside(bench: Bench, ours: Path, theirs: Path) -> Iterator[Row]:
+    """While a collection runs: the memory of all its processes, and how long somebody waits for the lock."""
+    mine = _watched([bench.program, "--repo", ours, "gc"], ours)
+    other = _watched([bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc"], theirs)
+    yield _memory("gc-memory", "cfs-tag gc", "cfsctl gc", [mine], [other])
+    note = f"longest time that another process waited for the shared lock; with cfsctl {other[1]:.2f} s"
+    figure = (mine[1], mine[1], mine[1])
+    yield Row("collecting", "gc-wait", "cfs-tag gc", "cfsctl gc", None, figure, "s", 0.5, note=note)
+
+
+_Watched = tuple[float, float]
+
+
+def _memory(name: str, ours: str, peer: str, mine: Sequence[_Watched], other: Sequence[_Watched]) -> Row:
+    ratio = mine[0][0] / other[0][0]
+    note = f"memory of all processes together (PSS): {mine[0][0] / MIB:.0f} MiB, the peer's {other[0][0] / MIB:.0f} MiB"
+    return Row("collecting", name, ours, peer, None, (ratio, ratio, ratio), "x", 1.5, note=note)
+
+
+def _watched(words: Sequence[str | Path], repo: Path | None = None) -> _Watched:
+    """Run a program; the largest memory of it and its children together in bytes, and the longest wait for the lock."""
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    waits = [0.0]
+    over = threading.Event()
+
+    def wait() -> None:
+        while repo is not None and not over.is_set():
+            fd = os.open(repo, os.O_RDONLY | os.O_CLOEXEC)
+            started = time.perf_counter()
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            waits.append(time.perf_counter() - started)
+            os.close(fd)
+            time.sleep(0.002)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    most = 0
+    try:
+        while process.poll() is None:
+            most = max(most, _pss(process.pid))
+            time.sleep(0.005)
+    finally:
+        over.set()
+        waiter.join()
+    if process.returncode:
+        raise BenchError(f"{words[0]} ended with {process.returncode}")
+    return float(most), max(waits)
+
+
+def _pss(pid: int) -> int:
+    """Proportional memory of a process and its children: what they share counts once."""
+    total = 0
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1]) << 10  # type: ignore[index]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, TypeError):
+        return total
+    return total + sum(_pss(int(child)) for child in children)
+
+
+GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {"collecting": collecting}
+"""As ``rows.GROUPS``."""
