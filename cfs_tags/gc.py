@@ -493,14 +493,15 @@ def _collect(
             adopted = made.ids
             retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
             changes.extend([*made.changes, *retired.changes])
-    sweep = _Sweep(repo, options, timeout, progress)
     if full:
         changes.extend(_expire_unlogged(repo))
+        options = options._replace(prune_referrers=False)  # a ref that cannot be removed is a root
     else:
         changes.extend(_expire(repo, note, timeout))
+    sweep = _Sweep(repo, options, timeout, progress)
     with repo.locked("shared", timeout):
         pruned = sweep.mark(unmade)
-    if pruned and not full:
+    if pruned:
         changes.extend(sweep.prune(pruned, note, timeout))
     return sweep.run(changes, adopted, retired)
 

@@ -67,16 +67,16 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def read(cls, repo: ReadRepo) -> Snapshot:
-        """Look at all of them now."""
-        return cls(
-            _links(repo, layout.STREAMS),
-            _links(repo, layout.IMAGES),
-            {
-                path: link if link is not None else ""
-                for tree in (layout.STREAM_REFS, layout.IMAGE_REFS)
-                for path, link in refs.walk(repo, tree)
-            },
-        )
+        """Look at all of them now.
+
+        Refs first: others make the link before the ref, so that what a ref leads to is seen, too.
+        """
+        found = {
+            path: link if link is not None else ""
+            for tree in (layout.STREAM_REFS, layout.IMAGE_REFS)
+            for path, link in refs.walk(repo, tree)
+        }
+        return cls(_links(repo, layout.STREAMS), _links(repo, layout.IMAGES), found)
 
     def change(self, changes: Iterable[RefChange]) -> None:
         """Take changes of refs into account that were made, or would be."""
@@ -211,6 +211,8 @@ class Marker:
         name = layout.ref_target(path, link)
         tree = path.partition("/")[0]
         target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
+        if target is None:  # a listing may miss what is renamed while it is read
+            target = self._repo.read_link(f"{tree}/{name}")
         if target is None:
             self.problems[path] = f"{path} is dangling: {tree}/{name} is not there"
             self._parents.setdefault(path, set()).add(path)

@@ -16,7 +16,6 @@ from cfs_tags.apps import importing, platforms, tarstream
 from cfs_tags.apps.importing import Options
 from cfs_tags.errors import (
     AmbiguousName,
-    FormatError,
     InvalidArgument,
     PlatformNotFound,
     SourceNotFound,
@@ -317,9 +316,9 @@ def test_a_file_beyond_8_gib_is_cut_where_its_header_says(pax_header: bool) -> N
 def test_where_a_tar_is_cut_does_not_depend_on_how_it_is_read(what: str, size: int) -> None:
     from cfs_tags.apps import tarsplit
 
-    data = TARS[what][: 200_000 if size == 1 else None]
-    if size == 1 and len(data) == 200_000:
-        data = data[: len(data) // 512 * 512]
+    data = TARS[what]
+    if what.startswith("hidden") and size == 1:
+        data = data[: 100 << 10]
 
     class Sink:
         def __init__(self) -> None:
@@ -343,10 +342,7 @@ def test_where_a_tar_is_cut_does_not_depend_on_how_it_is_read(what: str, size: i
         def end(self) -> None: ...
 
     whole, cut = Sink(), Sink()
-    try:
-        tarsplit.split(iter([data]), whole)
-    except FormatError:
-        pytest.skip("the shortened tar ends within a file")
+    tarsplit.split(iter([data]), whole)
     tarsplit.split((data[i : i + size] for i in range(0, len(data), size)), cut)
     assert cut.parts == whole.parts
     assert b"".join(part for _, part in whole.parts) == data

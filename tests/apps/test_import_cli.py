@@ -102,7 +102,7 @@ def test_statuses_of_what_cannot_be(run: Run, repo: Path, tmp_path: Path) -> Non
     run("export", "x", f"oci:{tmp_path}/out", "--compress", "lzma", status=2)
     (tmp_path / "file").touch()
     run("export", "x", f"oci-archive:{tmp_path}/file", status=4)
-    with subprocess.Popen(["flock", str(repo), "sleep", "30"]) as holder:
+    with subprocess.Popen(["flock", "-F", str(repo), "sleep", "30"]) as holder:
         try:
             while subprocess.run(["flock", "-n", "-s", str(repo), "true"], check=False).returncode == 0:
                 pass
@@ -110,7 +110,6 @@ def test_statuses_of_what_cannot_be(run: Run, repo: Path, tmp_path: Path) -> Non
             run("export", "x", f"oci:{tmp_path}/out", "--lock-timeout", "0.1", status=5)
         finally:
             holder.kill()
-            subprocess.run(["pkill", "-P", str(holder.pid)], check=False)
 
 
 def test_export_says_that_the_manifest_is_another_one(run: Run, tmp_path: Path) -> None:

@@ -82,8 +82,7 @@ def test_a_repository_that_is_empty_is_collected(new_repo: Callable[[], Path]) -
     assert collect(new_repo()).swept == gc.Swept()
 
 
-def test_objects_of_the_same_content_by_another_name_are_both_looked_at(repo: Path) -> None:
-    """What is in ``objects/`` and is no object is left alone."""
+def test_what_is_in_objects_and_is_no_object_is_left_alone(repo: Path) -> None:
     odd = [repo / "objects/README", repo / "objects/ab/not-a-digest", repo / "objects/tmp/leftover"]
     for path in odd:
         path.parent.mkdir(exist_ok=True)

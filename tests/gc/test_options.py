@@ -410,8 +410,7 @@ def test_all_that_is_broken_is_listed(repo: Path, call: Run) -> None:  # noqa: F
     assert len(facts["facts"]["problems"]) == 12
 
 
-def test_the_second_signal_is_no_harm(repo: Path) -> None:
-    """SIGTERM is handled while a collection runs, and only then."""
+def test_a_request_to_end_is_handled_while_a_collection_runs_and_only_then(repo: Path) -> None:
     import signal
 
     seen = []

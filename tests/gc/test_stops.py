@@ -106,6 +106,15 @@ def test_a_full_disk_does_not_keep_a_collector_from_making_room(littered: Path) 
     assert not [ref for ref in refs(littered) if PAST in ref]
 
 
+def test_on_a_full_disk_no_referrer_loses_what_its_ref_leads_to(littered: Path, cfsctl: Cfsctl) -> None:
+    with disk_full_after(0):
+        collect(littered, prune_referrers=True)
+    cfsctl(littered, "--no-upgrade", "gc", "-n")
+    assert set(object_paths(littered)) == model(littered, cfsctl).objects
+    collect(littered, prune_referrers=True)
+    assert len([ref for ref in refs(littered) if "oci-referrers" in ref]) == 1, "that of an index that was never here"
+
+
 def test_nothing_fails_where_only_the_log_has_no_room(littered: Path) -> None:
     with disk_full_after(0, operations=("append",)):
         collect(littered)
