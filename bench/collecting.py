@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from measure import BenchError, Comparison, Run, compare
@@ -56,8 +57,9 @@ def collecting(bench: Bench) -> Iterator[Row]:
         yield _by_time("collecting", f"gc-dry-{objects}", name, "cfsctl gc --dry-run", found, 0.5 if goals else None, note=note)
         found = compare(bench.reading(bench.program, "--repo", source, "df"), bench.reading(*dry), sizes.slow_pairs, 1)
         yield _by_time("collecting", f"df-{objects}", "cfs-tag df", name, found, 1.5 if goals else None, note=note)
-        if goals or objects == sizes.garbage[-1]:
-            yield _memory("gc-dry-memory", name, "cfsctl gc --dry-run", [_watched(dry)], [_watched(peer)])
+        yield from _checking(bench, source, objects, note)
+        if objects == sizes.garbage[-1]:
+            yield _memory("gc-dry-memory", name, "cfsctl gc --dry-run", _watched(dry), _watched(peer))
     for objects in sizes.garbage:
         goals = objects == _OF_MANY
         pairs = []
@@ -72,13 +74,42 @@ def collecting(bench: Bench) -> Iterator[Row]:
 
 
 def _collected(bench: Bench, ours: Path, theirs: Path) -> tuple[Run, Run]:
-    # what they look at is in memory for both, as right after a dry run
-    for repo in (ours, theirs):
-        bench.launcher.run(bench.cfsctl, "--repo", repo, "--no-upgrade", "gc", "--dry-run")
-    runs = bench.ours("--repo", ours, "gc"), bench.launcher.run(bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc")
+    runs = []
+    for words in ((bench.program, "--repo", ours, "gc"), (bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc")):
+        # what they look at is in memory for both, as right after a dry run, or for neither
+        bench.launcher.run(bench.cfsctl, *words[1:3], "--no-upgrade", "gc", "--dry-run")
+        bench.before()
+        runs.append(bench.launcher.run(*words))
     if _objects(ours) != _objects(theirs):
         raise BenchError("cfs-tag gc and cfsctl gc did not leave the same objects")
-    return runs
+    return runs[0], runs[1]
+
+
+def _checking(bench: Bench, repo: Path, objects: int, note: str) -> Iterator[Row]:
+    """Checking the same repository: what is written down, then every byte."""
+    goals = objects == _OF_MANY
+    pairs = bench.sizes.collections if goals else bench.sizes.slow_pairs
+    start = median(bench.ours("--version").seconds for _ in range(5))
+
+    def peer(*commands: Sequence[str]) -> Callable[[], Run]:
+        def once() -> Run:
+            bench.before()
+            run = bench.launcher.run_all([(bench.cfsctl, "--repo", repo, "--no-upgrade", *words) for words in commands])
+            return run._replace(seconds=run.seconds + start)
+
+        return once
+
+    with_start = f"; the peer's time has our start-up of {start * 1000:.0f} ms added"
+    found = compare(bench.reading(bench.program, "--repo", repo, "fsck"), peer(("fsck", "--metadata-only")), pairs, 1)
+    name = "cfs-tag fsck"
+    theirs = "cfsctl fsck --metadata-only"
+    yield _by_time("collecting", f"fsck-{objects}", name, theirs, found, 1.0 if goals else None, note=note + with_start)
+    found = compare(
+        bench.reading(bench.program, "--repo", repo, "fsck", "--content"), peer(("fsck",), ("oci", "fsck")), pairs, 1
+    )
+    name = "cfs-tag fsck --content"
+    theirs = "cfsctl fsck, then cfsctl oci fsck"
+    yield _by_time("collecting", f"fsck-content-{objects}", name, theirs, found, 1.2 if goals else None, note=note + with_start)
 
 
 def _objects(repo: Path) -> int:
@@ -101,7 +132,7 @@ def _beside(bench: Bench, ours: Path, theirs: Path) -> Iterator[Row]:
     """While a collection runs: the memory of all its processes, and how long somebody waits for the lock."""
     mine = _watched([bench.program, "--repo", ours, "gc"], ours)
     other = _watched([bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc"], theirs)
-    yield _memory("gc-memory", "cfs-tag gc", "cfsctl gc", [mine], [other])
+    yield _memory("gc-memory", "cfs-tag gc", "cfsctl gc", mine, other)
     note = f"longest time that another process waited for the shared lock; with cfsctl {other[1]:.2f} s"
     figure = (mine[1], mine[1], mine[1])
     yield Row("collecting", "gc-wait", "cfs-tag gc", "cfsctl gc", None, figure, "s", 0.5, note=note)
@@ -110,9 +141,9 @@ def _beside(bench: Bench, ours: Path, theirs: Path) -> Iterator[Row]:
 _Watched = tuple[float, float]
 
 
-def _memory(name: str, ours: str, peer: str, mine: Sequence[_Watched], other: Sequence[_Watched]) -> Row:
-    ratio = mine[0][0] / other[0][0]
-    note = f"memory of all processes together (PSS): {mine[0][0] / MIB:.0f} MiB, the peer's {other[0][0] / MIB:.0f} MiB"
+def _memory(name: str, ours: str, peer: str, mine: _Watched, other: _Watched) -> Row:
+    ratio = mine[0] / other[0]
+    note = f"memory of all processes together (PSS): {mine[0] / MIB:.0f} MiB, the peer's {other[0] / MIB:.0f} MiB"
     return Row("collecting", name, ours, peer, None, (ratio, ratio, ratio), "x", 1.5, note=note)
 
 

@@ -6,8 +6,6 @@ change only copies.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -141,18 +139,26 @@ class Data:
         """Another one, to be collected: what is alive are hard links, what is dead is its own, so that it must be deleted.
 
         A tenth of the objects each in two EROFS images that cfsctl made of directories and that have a ref; four tenths in
-        the layers of 38 tagged images; the rest is dead.  All have 100 bytes.
+        the layers of 38 images that cfsctl pulled, each with a tag; the rest is dead.  All of them have 100 bytes.
         """
-        copy(self._alive(objects), target)
-        for number in range(objects * 4 // 10):
-            _write_object(target, f"dead {number}")
+        alive = self._alive(objects)
+        copy(alive, target)
+        home = target / "objects"
+        names = (alive.parent / "dead").read_text().split()
+        for parent in {name[:2] for name in names}:
+            (home / parent).mkdir(exist_ok=True)
+        for number, name in enumerate(names):
+            (home / name[:2] / name[2:]).write_bytes(_dead(number))
         return target
 
     def _alive(self, objects: int) -> Path:
+        """What is alive of it, and beside it the names of what will be dead."""
+
         def build(where: Path, cfsctl: Cfsctl) -> None:
+            from cfs_tags.formats import fsverity
+            from cfs_tags.values import Algorithm
+
             repo = _new_repo(where / "composefs", cfsctl)
-            for number in range(256):
-                (repo / f"objects/{number:02x}").mkdir(parents=True, exist_ok=True)
             for name in ("first", "second"):
                 tree = where / f"tree-{name}"
                 for entry in _files(name, objects // 10):
@@ -162,11 +168,14 @@ class Data:
                         (tree / entry.name).mkdir(parents=True)
                 cfsctl(repo, "create-image", tree, f"trees/{name}")
                 shutil.rmtree(tree)
-            (repo / "streams/refs/oci").mkdir(parents=True)
             each = objects * 4 // 10 // _GARBAGE_IMAGES
-            for image in range(_GARBAGE_IMAGES):
-                _fake_image(repo, image, [_write_object(repo, f"alive {image} {number}") for number in range(each)])
-            cfsctl(repo, "--no-upgrade", "gc", "--dry-run")
+            for number in range(_GARBAGE_IMAGES):
+                image = build_image(where / "layout", f"app-{number}", [Layer(_files(f"app-{number}", each), "none")])
+                pull_image(cfsctl, repo, image, f"app:{number}")
+                shutil.rmtree(where / "layout")
+            cfsctl(repo, "gc")  # what pulling leaves
+            names = [fsverity.measure(_dead(number), Algorithm.SHA512) for number in range(objects * 4 // 10)]
+            (where / "dead").write_text("\n".join(names))
 
         return self._get(f"alive-{objects}", build) / "composefs"
 
@@ -229,51 +238,8 @@ def _new_repo(path: Path, cfsctl: Cfsctl) -> Path:
     return path
 
 
-def _write_object(repo: Path, seed: str) -> str:
-    """An object with a name as they have and without the content: nothing that is measured reads it."""
-    name = random_bytes(seed, 64).hex()
-    with (repo / "objects" / name[:2] / name[2:]).open("xb") as file:
-        file.write(b"x" * _FILE_SIZE)
-    return name
-
-
-def _fake_image(repo: Path, number: int, objects: Sequence[str]) -> None:
-    """A tagged image whose only layer has these objects, with a tar header before each."""
-    from cfs_tags import Repository
-    from cfs_tags.formats import splitstream
-    from cfs_tags.values import ContentId, Digest, ObjectId
-
-    def digest(data: bytes) -> Digest:
-        return Digest.parse(f"sha256:{hashlib.sha256(data).hexdigest()}")
-
-    with Repository.open(repo, write=True) as opened:
-        layer = splitstream.Writer(opened.algorithm, splitstream.CONTENT_TYPE_LAYER)
-        for name in objects:
-            layer.add_inline(b"h" * 512)
-            layer.add_external(ObjectId.parse(name), _FILE_SIZE)
-        diff_id = digest(f"layer {number}".encode())
-        layer_object = opened.add_stream(ContentId.layer(diff_id), layer.finish())
-        rootfs = {"type": "layers", "diff_ids": [diff_id]}
-        config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": rootfs, "number": number}).encode()
-        stream = splitstream.Writer(opened.algorithm, splitstream.CONTENT_TYPE_CONFIG)
-        stream.add_named_ref(diff_id, layer_object)
-        stream.add_external(opened.add_object(config), len(config))
-        config_object = opened.add_stream(ContentId.config(digest(config)), stream.finish())
-        kind = "application/vnd.oci.image"
-        manifest = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": f"{kind}.manifest.v1+json",
-                "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest(config), "size": len(config)},
-                "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": diff_id, "size": 1}],
-            }
-        ).encode()
-        stream = splitstream.Writer(opened.algorithm, splitstream.CONTENT_TYPE_MANIFEST)
-        stream.add_named_ref(f"config:{digest(config)}", config_object)
-        stream.add_named_ref(diff_id, layer_object)
-        stream.add_external(opened.add_object(manifest), len(manifest))
-        opened.add_stream(ContentId.manifest(digest(manifest)), stream.finish())
-    (repo / f"streams/refs/oci/app:{number}").symlink_to(f"../../oci-manifest-{digest(manifest)}")
+def _dead(number: int) -> bytes:
+    return random_bytes(f"dead {number}", _FILE_SIZE)
 
 
 def _short(name: str) -> str:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
-from cfs_tags.formats import erofs, layout
+from cfs_tags.formats import layout
+from cfs_tags.formats.erofswalk import image_refs
 from cfs_tags.marking import in_processes, keys_of, names_of_objects, object_directories
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
 from cfs_tags.repo import refs
@@ -242,7 +243,7 @@ class _Reach:
         for object_id in images:
             try:
                 with mapped(self._repo, object_id, "an image ref") as data:
-                    tables[object_id] = bytes.fromhex("".join(erofs.object_refs(data, self._repo.algorithm)))
+                    tables[object_id] = bytes.fromhex("".join(image_refs(bytes(data), self._repo.algorithm)))
             except CfsTagsError as error:
                 problems.append(error.message)
         return tables, problems

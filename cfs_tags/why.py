@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags import tags
 from cfs_tags.errors import AmbiguousName, CfsTagsError, NotFoundError, TargetNotFound
 from cfs_tags.formats import erofs, layout
+from cfs_tags.formats.erofswalk import image_refs
 from cfs_tags.reachability import EROFS_KEY, Links, Node, content_ids, mapped, read_node
 from cfs_tags.repo import contents, reflog, refs
 from cfs_tags.values import ContentId, Digest, ObjectId
@@ -261,11 +262,11 @@ class _Search:
         if object_id not in self._images:
             try:
                 with mapped(self._repo, object_id, why) as data:
-                    self._images[object_id] = frozenset(erofs.object_refs(data, self._repo.algorithm))
+                    self._images[object_id] = self._wanted.intersection(image_refs(bytes(data), self._repo.algorithm))
             except CfsTagsError as error:
                 self.problems[object_id] = error.message
                 self._images[object_id] = frozenset()
-        for one in sorted(self._wanted & self._images[object_id]):
+        for one in sorted(self._images[object_id]):
             yield (step, Step("object", one, one))
 
 

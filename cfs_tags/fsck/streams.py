@@ -172,7 +172,7 @@ def _wrong_size(facts: StreamFacts, path: str, wanted: int, found: int) -> Strea
 def check_image(repo: ReadRepo, name: str, path: str, objects: Collection[str]) -> ImageFacts:
     """Read an EROFS image to its end; arguments as for :func:`check_stream`."""
     from cfs_tags.formats.erofs import MAX_SIZE
-    from cfs_tags.fsck.quickwalk import image_refs
+    from cfs_tags.formats.erofswalk import image_refs
 
     try:
         found = image_refs(_read(repo, name, MAX_SIZE), repo.algorithm)

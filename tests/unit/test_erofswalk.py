@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import erofs
-from cfs_tags.fsck import quickwalk
-from cfs_tags.fsck.quickwalk import image_refs
+from cfs_tags.formats import erofs, erofswalk
+from cfs_tags.formats.erofswalk import image_refs
 from cfs_tags.values import Algorithm
 from support.images import Cfsctl, Layer, build_image, directory, file, pull_image, random_bytes, symlink, whiteout
 
@@ -39,7 +38,7 @@ def quickly(data: bytes, algorithm: Algorithm) -> set[str] | None:
 
 def without_help(data: bytes, algorithm: Algorithm) -> set[str]:
     """By the quick walk alone."""
-    return quickwalk._Walk(data, algorithm).refs(erofs.superblock(data))
+    return erofswalk._Walk(data, algorithm).refs(erofs.superblock(data))
 
 
 @pytest.fixture
