@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
@@ -26,6 +27,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("cfs-tags")
+
+# Where the run was started in the background, interrupts are ignored, in all that it starts, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NewRepo(Protocol):

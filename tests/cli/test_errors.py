@@ -266,14 +266,16 @@ def test_looking_takes_no_lock(run: Run, repo: Path, words: list[str]) -> None:
 
 def test_an_interrupt_is_said_and_leaves_no_traceback(repo: Path) -> None:
     command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "create", "x", WEB, "--json"]
-    with held(repo):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    with held(repo), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         before = time.monotonic()
         while not opened(process.pid, repo) and time.monotonic() < before + 20:
             time.sleep(0.01)
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
 
     assert (process.returncode, err) == (130, "")
     assert json.loads(out)["error"]["code"] == "interrupted"

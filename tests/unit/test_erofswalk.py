@@ -41,6 +41,11 @@ def without_help(data: bytes, algorithm: Algorithm) -> set[str]:
     return erofswalk._Walk(data, algorithm).refs(erofs.superblock(data))
 
 
+@pytest.fixture(params=["sha512"])
+def algorithm(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def varied(new_repo: Callable[..., Path], cfsctl: Cfsctl, tmp_path: Path, algorithm: str) -> list[bytes]:
     """Images with xattrs of their own and shared ones, directories of several blocks, old and new inodes."""
