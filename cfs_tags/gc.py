@@ -63,7 +63,7 @@ SLICE = 0.3
 """Seconds that the exclusive lock is held for deletions at a time."""
 PAUSE = 0.005
 """Seconds between two slices."""
-THREADS = 8
+THREADS = 16
 """Threads that delete at a time: a deletion waits for the disk."""
 BATCH = 64
 """Objects that one thread deletes between two looks at the clock."""
@@ -562,6 +562,7 @@ class _Sweep:
         self._swept = Swept()
         self._slices = 0
         self._stop = False
+        self._rest: dict[str, list[str]] = {}
 
     def mark(self, unmade: Sequence[RefChange]) -> list[RefChange]:
         """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead."""
@@ -650,6 +651,7 @@ class _Sweep:
         self._keep(new.refs)
 
     def _keep(self, roots: Mapping[str, str]) -> None:
+        self._rest.clear()
         known = set(self._marker.problems)
         self._marker.mark(roots.items())
         if not self._options.keep_broken and set(self._marker.problems) - known:
@@ -666,19 +668,25 @@ class _Sweep:
         if self._options.free_bytes is not None:
             # one after the other: the dry run counts in the same order
             while self._parents and time.monotonic() < deadline and not self._enough():
-                self._take(self._parents[-1], self._sweep_directory(self._parents[-1], deadline))
+                self._swept = self._swept.plus(self._sweep_next(deadline))
             return
-        while self._parents and time.monotonic() < deadline:
-            batch = self._parents[-THREADS:]
-            futures: list[Future[tuple[Swept, bool]]] = []
-            try:
-                futures.extend(pool.submit(self._sweep_directory, parent, deadline) for parent in batch)
-                for parent, future in zip(batch, futures, strict=True):
-                    self._take(parent, future.result())
-            finally:
-                self._settle(futures)
+        futures: list[Future[Swept]] = []
+        try:
+            futures.extend(pool.submit(self._sweep_some, deadline) for _ in range(THREADS))
+            for future in futures:
+                self._swept = self._swept.plus(future.result())
+        finally:
+            self._settle(futures)
 
-    def _settle(self, futures: Sequence[Future[tuple[Swept, bool]]]) -> None:
+    def _sweep_some(self, deadline: float) -> Swept:
+        """In a thread: one directory after the other, until the time is over or there are no more."""
+        swept = Swept()
+        with suppress(IndexError):  # another thread took the last one
+            while self._parents and not self._stop and time.monotonic() < deadline:
+                swept = swept.plus(self._sweep_next(deadline))
+        return swept
+
+    def _settle(self, futures: Sequence[Future[Swept]]) -> None:
         """Wait until nobody deletes any more: without the lock nothing may."""
         interrupted = None
         while not all(future.done() for future in futures):
@@ -689,12 +697,6 @@ class _Sweep:
                 interrupted = error
         if interrupted is not None:
             raise interrupted
-
-    def _take(self, parent: str, result: tuple[Swept, bool]) -> None:
-        swept, finished = result
-        self._swept = self._swept.plus(swept)
-        if finished:
-            self._parents.remove(parent)
 
     def _enough(self) -> bool:
         return self._options.free_bytes is not None and self._swept.allocated >= self._options.free_bytes
@@ -714,17 +716,23 @@ class _Sweep:
         for tree in touched:
             fsops.sync(self._repo.fd, tree)
 
-    def _sweep_directory(self, parent: str, deadline: float) -> tuple[Swept, bool]:
-        """Delete the dead objects of one directory; False where the time was over before the end."""
+    def _sweep_next(self, deadline: float) -> Swept:
+        """Delete the dead objects of the next directory; where the time is over before the end, it is the next once more."""
+        parent = self._parents.pop()
         fd = self._repo.directory(f"{layout.OBJECTS}/{parent}")
         if fd is None:
-            return Swept(), True
+            return Swept()
         objects = allocated = size = 0
         wanted = self._options.free_bytes
         try:
-            for number, name in enumerate(_dead_names(self._repo, parent, os.listdir(fd), self._marker.live)):
+            names = self._rest.pop(parent, None)
+            if names is None:
+                names = _dead_names(self._repo, parent, os.listdir(fd), self._marker.live)
+            for number, name in enumerate(names):
                 if number % BATCH == 0 and (self._stop or time.monotonic() >= deadline):
-                    return Swept(objects, allocated, size), False
+                    self._rest[parent] = names[number:]
+                    self._parents.append(parent)
+                    break
                 try:
                     status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                     if status.st_ctime_ns >= self._limit or not stat.S_ISREG(status.st_mode):
@@ -739,4 +747,4 @@ class _Sweep:
                     break
         finally:
             os.close(fd)
-        return Swept(objects, allocated, size), True
+        return Swept(objects, allocated, size)

@@ -15,6 +15,7 @@ import pickle
 import re
 import sys
 from array import array
+from threading import active_count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, FormatError, NotALink
@@ -154,6 +155,7 @@ class Marker:
         self._erofs: set[ObjectId] = set()
         self._unneeded: set[str] = set()
         self._pending: list[tuple[ObjectId, str]] = []
+        self._unread: list[tuple[ObjectId, str]] = []
 
     def update(self, snapshot: Snapshot) -> None:
         """Take later names and targets into account, for what is marked from now on."""
@@ -234,13 +236,7 @@ class Marker:
         if object_id in self._images:
             return
         self._images.add(object_id)
-        self.live.add(object_id)
-        try:
-            self.live.update(b"".join(read_image_refs(self._repo, object_id, parent)))
-        except CfsTagsError as error:
-            self.problems[object_id] = error.message
-            if isinstance(error, FormatError):  # what text in it still names stays
-                self.live.update(b"".join(scan_image_refs(self._repo, object_id, parent)))
+        self._unread.append((object_id, parent))
 
     def _follow(self) -> None:
         while self._pending:
@@ -254,6 +250,26 @@ class Marker:
             self.live.update(node.table)
             for name, target in node.named:
                 self._named(object_id, name, target)
+        images, self._unread = self._unread, []
+        for (object_id, _), (table, problem) in in_processes(self._read_images, _both, images, 2).items():
+            self.live.add(object_id)
+            self.live.update(table)
+            if problem:
+                self.problems[object_id] = problem
+
+    def _read_images(self, images: Sequence[tuple[ObjectId, str]]) -> dict[tuple[ObjectId, str], tuple[bytes, str]]:
+        """For each image the digests of what it needs, raw, and what is wrong with it."""
+        found = {}
+        for image in images:
+            table, problem = b"", ""
+            try:
+                table = b"".join(read_image_refs(self._repo, *image))
+            except CfsTagsError as error:
+                problem = error.message
+                if isinstance(error, FormatError):  # what text in it still names stays
+                    table = b"".join(scan_image_refs(self._repo, *image))
+            found[image] = table, problem
+        return found
 
     def _named(self, parent: ObjectId, name: str, target: ObjectId) -> None:
         if name.startswith(EROFS_KEY):
@@ -355,7 +371,8 @@ def in_processes(work: Callable[[Sequence[S]], R], join: Callable[[R, R], R], pa
         parts: of the work, for example names of directories in ``objects/``.
         least: with fewer parts a child is not worth it.
     """
-    if len(parts) < least or (os.cpu_count() or 1) < 2:
+    # a child of a process with threads may wait for what a thread that it does not have was about to give back
+    if len(parts) < least or len(os.sched_getaffinity(0)) < 2 or active_count() > 1:
         return work(parts)
     read, write = os.pipe()
     child = os.fork()
@@ -377,6 +394,10 @@ def in_processes(work: Callable[[Sequence[S]], R], join: Callable[[R, R], R], pa
         _, code = os.waitpid(child, 0)
     # what the child could not do is done here, and says what is wrong
     return join(mine, pickle.loads(data) if code == 0 else work(parts[::2]))
+
+
+def _both(mine: dict[S, R], other: dict[S, R]) -> dict[S, R]:
+    return mine | other
 
 
 def _links(repo: ReadRepo, tree: str) -> dict[str, str]:

@@ -131,9 +131,10 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
         return
     from rich.progress import Progress
 
-    with Progress(transient=True) as bar:
+    # no thread of its own: marking forks
+    with Progress(transient=True, auto_refresh=False) as bar:
         task = bar.add_task("Collecting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total, refresh=True)
 
 
 def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
