@@ -45,6 +45,7 @@ class Part:
         self._offset = offset
         self._left = size
         self._path = path
+        self.size = size
 
     def read(self, size: int) -> bytes:
         """At most ``size`` of the next bytes; none at the end."""

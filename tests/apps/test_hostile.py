@@ -116,6 +116,48 @@ def test_a_layer_with_the_right_digest_and_another_diff_id_is_refused(refused: C
         assert error.wanted == "sha256:" + "0" * 64
 
 
+def test_a_layer_that_the_source_does_not_have_is_refused_though_the_repository_has_its_content(
+    repo: Path, tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source)
+    before = tree(repo)
+    layers = json.loads(image.manifest_bytes)["layers"]
+    lies: list[tuple[dict[str, Any], type[CfsTagsError]]] = [
+        ({"digest": "sha256:" + "0" * 64, "size": 1}, SourceNotFound),
+        ({"digest": "x:" + "a" * 300}, UnsupportedError),
+        ({"digest": "x:" + "a" * 20}, UnsupportedError),
+        ({"size": layers[0]["size"] + 1}, DigestMismatch),
+        ({"digest": layers[1]["digest"], "size": layers[1]["size"]}, DigestMismatch),
+    ]
+    for lie, kind in lies:
+
+        def change(manifest: dict[str, Any], lie: dict[str, Any] = lie) -> None:
+            manifest["layers"][0].update(lie)
+
+        source = rewrite(image, change)
+        with pytest.raises(kind):
+            import_image(repo, source, "lie")
+        assert tree(repo) == before
+    blob_of(image).unlink()
+    with pytest.raises(SourceNotFound):
+        import_image(repo, rewrite(image, lambda manifest: manifest.update(annotations={"new": "1"})), "lie")
+    blob_of(image).write_bytes(b"short")
+    with pytest.raises(DigestMismatch):
+        import_image(repo, rewrite(image, lambda manifest: manifest.update(annotations={"new": "1"})), "lie")
+    assert tree(repo) == before
+
+
+@pytest.mark.parametrize("digits", [20, 180, 300])
+def test_a_subject_that_is_no_digest_of_ours_is_refused_before_anything_is_read(
+    digits: int, refused: Callable[..., Any], tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    subject = {"mediaType": "a/b", "size": 1, "digest": "x:" + "a" * digits}
+    blob_of(image).unlink()
+    refused(rewrite(image, lambda manifest: manifest.update(subject=subject)), UnsupportedError)
+
+
 def test_a_stream_that_is_cut_or_goes_on_behind_its_end_is_refused(refused: Callable[..., Any], tmp_path: Path) -> None:
     """With a digest that fits: the manifest names the damaged blob."""
     from support.images import _zstd
