@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cfs_tags import tagging, tags
-from cfs_tags.apps import blobs, docker, platforms, tarsplit, tarstream
+from cfs_tags.apps import blobs, docker, mounting, platforms, tarsplit, tarstream
 from cfs_tags.errors import (
     DamagedError,
     DigestMismatch,
@@ -188,6 +188,7 @@ class Import(NamedTuple):
             _, digest, name = self.kept_index
             path = f"{INDEXES}/{layout.encode_name(name)}"
             changes += _named(repo, path, ContentId.blob(digest), "create")
+        changes += mounting.left_overs(repo)
         return made._replace(changes=tuple(changes))
 
 
