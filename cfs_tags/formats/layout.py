@@ -27,6 +27,7 @@ __all__ = [
     "DEPLOYMENT_IMAGES",
     "IMAGES",
     "IMAGE_REFS",
+    "INDEXES",
     "LEASES",
     "OBJECTS",
     "OUR_IMAGE_REFS",
@@ -63,6 +64,7 @@ DEPLOYMENT_IMAGES = f"{OUR_IMAGE_REFS}/deployments"
 BOUND = f"{OUR_REFS}/bound"
 LEASES = f"{OUR_REFS}/leases"
 TRASH = f"{OUR_REFS}/trash"
+INDEXES = f"{OUR_REFS}/indexes"
 STATE = "cfs-tags"
 
 _ESCAPES = {"2F": "/", "25": "%"}
