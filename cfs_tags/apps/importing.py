@@ -13,6 +13,7 @@ file are read, and the layers of an artifact are kept as the blobs that they are
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cfs_tags import tagging, tags
@@ -831,6 +832,8 @@ class _Writer:
         self._repo.make_directories(layout.STREAMS)
         try:
             done = all(self._name(content_id, *stream) for content_id, stream in streams.items())
+            for stream, _ in streams.values() if done else ():
+                self._spare(stream)
             fsops.sync(self._repo.fd, layout.STREAMS)
         except OSError as error:
             raise self._failure(error, layout.STREAMS) from error
@@ -920,6 +923,12 @@ class _Writer:
         except FileExistsError:
             return
         fsops.sync(self._repo.fd, layout.STREAMS)
+
+    def _spare(self, stream: ObjectId) -> None:
+        """Take such a link away from an object that has a name again: collectors know one link of an object, and would take
+        the other for dead."""
+        with suppress(FileNotFoundError):
+            fsops.remove(self._repo.fd, f"{layout.STREAMS}/{ContentId.kept(stream)}")
 
     def _store_index(self, raw: bytes, digest: Digest) -> None:
         content_id = ContentId.blob(digest)

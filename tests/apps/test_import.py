@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import Repository, tags
+from cfs_tags import Repository, gc, tags
 from cfs_tags.apps import importing, platforms, tarstream
 from cfs_tags.apps.importing import Options
 from cfs_tags.errors import (
@@ -780,7 +780,12 @@ def test_a_layer_that_somebody_kept_as_a_blob_is_cut_and_the_blob_stays_for_thos
     import_image(repo, image.source)
     check_image(cfsctl, repo, image)
     healthy(cfsctl, repo)
+    kept = [name for name in links(repo) if name.startswith("cfs-tags-kept-")]
+    assert len(kept) == 3  # the config and two layers
+    with Repository.open(repo, write=True) as opened:
+        gc.collect(opened, gc.GcOptions(grace=0))
     cfsctl(repo, "--no-upgrade", "gc")
+    assert set(kept) <= links(repo).keys()
     healthy(cfsctl, repo)
     for name in ("odd", "app"):
         export_image(repo, name, f"oci:{tmp_path}/out:{name}")
