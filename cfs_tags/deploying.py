@@ -31,7 +31,7 @@ from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 from cfs_tags.repo.store import MAX_JSON_OBJECT
 from cfs_tags.sysroot import SysrootView
-from cfs_tags.values import ContentId, DeploymentId, Digest
+from cfs_tags.values import ContentId, DeploymentId, Digest, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,6 +52,7 @@ __all__ = [
     "plan_parts",
     "plan_retire",
     "retire",
+    "unnamed_configs",
 ]
 
 GRACE = 24 * 3600.0
@@ -129,12 +130,13 @@ def plan_parts(repo: ReadRepo, name: DeploymentId, digest: Digest | None, action
     return tuple(changes)
 
 
-def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
-    """Give configs that have lost their name in ``streams/`` one again, before refs to them are made.
+def unnamed_configs(repo: ReadRepo, changes: Iterable[RefChange]) -> dict[ContentId, ObjectId]:
+    """Configs that refs are to be made to and that have lost their name in ``streams/``: which object each of them is.
 
     The content is there, the manifest names the splitstream by its object; without a link a ref to it would lead nowhere,
     and collectors that go by links (cfsctl, bootc) would take the config's bytes under the very ref of the manifest.
     """
+    found = {}
     made = {change.path: change.new for change in changes if change.new is not None}
     for path, link in made.items():
         top, _, name = path.rpartition("/")
@@ -146,8 +148,14 @@ def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
         manifest = f"{layout.DEPLOYMENTS}/{name}"
         digest = digest_of_link(made.get(manifest) or repo.read_link(manifest))
         if digest is not None:
-            found = contents.load(repo, digest).config_object
-            repo.add_stream(config, repo.read_object(found, MAX_JSON_OBJECT, f"manifest {digest}"))
+            found[config] = contents.load(repo, digest).config_object
+    return found
+
+
+def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
+    """Give :func:`unnamed_configs` their names again, before the refs to them are made."""
+    for config, object_id in unnamed_configs(repo, changes).items():
+        repo.add_stream(config, repo.read_object(object_id, MAX_JSON_OBJECT, config))
 
 
 def plan_create(

@@ -42,6 +42,7 @@ __all__ = [
     "mapped",
     "read_image_refs",
     "read_node",
+    "salvage_node",
     "scan_image_refs",
 ]
 
@@ -141,6 +142,16 @@ def read_node(repo: ReadRepo, object_id: ObjectId, why: str) -> Node:
         node = Node(bytes(stream.raw_object_refs), tuple(stream.named_refs.items()))
         stream.release()
     return node
+
+
+def salvage_node(repo: ReadRepo, object_id: ObjectId, why: str) -> tuple[bytes, bytes]:
+    """For a splitstream that cannot be parsed, what it still seems to refer to: streams or images, and objects, as raw digests.
+
+    Raises:
+        MissingObject, SystemFailure: there is nothing to read.
+    """
+    with mapped(repo, object_id, why) as data:
+        return splitstream.salvage_refs(data, repo.algorithm)
 
 
 def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:

@@ -216,7 +216,7 @@ class _Reach:
         self._tables[object_id] = Table.of(node.table + bytes.fromhex(object_id), self._size)
         children: dict[tuple[ObjectId, bool], None] = {}
         for key, target in node.named:
-            children[target, not key.startswith(EROFS_KEY)] = None
+            children[target, not key.startswith(EROFS_KEY) or target in self._links.name_of] = None
             for content_id in content_ids(key):
                 linked = self._links.object_of.get(content_id)
                 if linked is not None:

@@ -193,7 +193,8 @@ class _Search:
                 if key.startswith(EROFS_KEY):
                     if target in self._wanted:
                         ends.append(Step("erofs", key, target))
-                    continue
+                    if target not in self._links.name_of:
+                        continue
                 for child, child_name in self._behind(key, target):
                     children.setdefault(child, child_name)
             self._streams[object_id] = _Stream(step, tuple(dict.fromkeys(ends)), tuple(children))

@@ -23,6 +23,7 @@ Reading takes any bytes-like object and copies nothing but names, so the file ma
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -44,8 +45,10 @@ __all__ = [
     "SplitStream",
     "Writer",
     "chunks",
+    "looks_like_one",
     "parse",
     "parse_refs",
+    "salvage_refs",
     "sole_object",
 ]
 
@@ -187,6 +190,38 @@ def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memory
         _array(view, "stream_refs", info[0], info[1], found.size),
         _array(view, "object_refs", info[2], info[3], found.size),
     )
+
+
+def looks_like_one(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (32 or more) has the magic of a splitstream, in either header."""
+    return _MAGIC in (head[:11], head[18:29])
+
+
+def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
+    """What a damaged or newer splitstream still seems to refer to: for a collector that must rather keep too much.
+
+    Neither magic, version, names nor body are looked at, and both headers are tried: if the numbers of an info section lead
+    to arrays of digests, these are taken.
+
+    Args:
+        data: the whole file.
+        algorithm: what the repository uses.
+
+    Returns:
+        As :func:`parse_refs`, as bytes; both empty where nothing can be read.
+    """
+    view = memoryview(data)
+    streams, objects = b"", b""
+    if len(view) >= _HEADER_SIZE:
+        for start, end in (_HEADER.unpack_from(view)[5:], _OLD_HEADER.unpack_from(view)[:2]):
+            if end - start < _INFO.size or end > len(view):
+                continue
+            info = _INFO.unpack_from(view, start)
+            with suppress(FormatError):
+                streams += bytes(_array(view, "stream_refs", info[0], info[1], algorithm.size))
+            with suppress(FormatError):
+                objects += bytes(_array(view, "object_refs", info[2], info[3], algorithm.size))
+    return streams, objects
 
 
 def chunks(stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None) -> Iterator[bytes | ObjectId]:
