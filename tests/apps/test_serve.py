@@ -46,7 +46,7 @@ from support.images import (
     random_bytes,
     skopeo_copy,
 )
-from support.peers import Cfsctl, find_peer
+from support.peers import Cfsctl
 from support.serving import Served, client, fetch, program, serving
 
 WEB, PLAIN, ZSTD, BOOTC = "quay.io/apps/web", "quay.io/apps/plain", "quay.io/apps/z", "localhost/bootc-sha256"
@@ -539,10 +539,7 @@ def test_cfsctl_of_another_host_pulls_the_same_image(
     assert cfsctl.tags(other)[PLAIN] == shop.plain.manifest_digest
 
 
-def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_path: Path) -> None:
-    suite = find_peer("conformance")
-    if suite is None:
-        pytest.skip("the conformance suite of the distribution specification is not installed")
+def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, conformance: Path, tmp_path: Path) -> None:
     manifest = served.get(f"/v2/{ZSTD}/manifests/2")
     blobs = [shop.zstd.config_digest, *shop.zstd.diff_ids]
     settings = {
@@ -558,7 +555,9 @@ def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_p
         "OCI_RO_DATA_BLOBS": " ".join(blobs),
         "OCI_RO_DATA_REFERRERS": shop.zstd.manifest_digest,
     }
-    said = subprocess.run([suite], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False).stdout.decode()
+    said = subprocess.run(
+        [conformance], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False
+    ).stdout.decode()
     counts = dict(re.findall(r"^  (Pass|FAIL|Error)\.*: +(\d+)$", said, re.MULTILINE))
 
     assert int(counts["Pass"]) >= 15, said
