@@ -233,7 +233,7 @@ def _serving(bench: Bench, made: Path, repo: Path, what: str) -> Iterator[Row]:
         with _watching(pid) as most:
             for connections in (1, _CONNECTIONS, 24):
                 _fetching(bench, address, connections, paths * (1 + connections // len(paths)))()
-        yield _memory("serve-memory", text, most[0], f"{what}; up to 24 connections")
+        yield _memory("serve-memory", text, most[0], f"{what}; 24 connections")
 
 
 def _fetching(bench: Bench, address: str, connections: int, paths: Sequence[str]) -> Callable[[], Run]:
