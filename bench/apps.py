@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -132,6 +133,7 @@ def _importing(bench: Bench, made: Path, what: str) -> Iterator[Row]:
 def _exporting(bench: Bench, made: Path, repo: Path, what: str) -> Iterator[Row]:
     skopeo = find_peer("skopeo")
     pairs = bench.sizes.app_pairs
+    layers = _diff_ids(made / "plain")
 
     def ours(*options: str) -> Callable[[Path], list[str | Path]]:
         return lambda target: [bench.program, "--repo", repo, "export", *options, _TAG, f"oci:{target}:{APP}"]
@@ -143,18 +145,21 @@ def _exporting(bench: Bench, made: Path, repo: Path, what: str) -> Iterator[Row]
 
     def run(words: Callable[[Path], list[str | Path]]) -> Callable[[], Run]:
         def once() -> Run:
-            target = bench.fresh("layout")
-            os.sync()
-            return bench.launcher.run(*words(target))
+            with _new_layout(bench) as target:
+                os.sync()
+                return bench.launcher.run(*words(target))
 
         return once
 
-    def same(mine: Callable[[Path], list[str | Path]], other: Callable[[Path], list[str | Path]] | None) -> None:
-        for words in (mine, other) if other is not None else (mine,):
-            target = bench.fresh("layout")
-            bench.launcher.run(*words(target))
-            if _diff_ids(target) != _diff_ids(made / "plain"):
-                raise BenchError(f"{words(target)[0]} wrote other layers than the image has")
+    def same(mine: Callable[[Path], list[str | Path]], other: Callable[[Path], list[str | Path]]) -> str:
+        sizes = []
+        for words in (mine, other):
+            with _new_layout(bench) as target:
+                bench.launcher.run(*words(target))
+                if _diff_ids(target) != layers:
+                    raise BenchError(f"{words(target)[0]} wrote other layers than the image has")
+                sizes.append(sum(path.stat().st_size for path in target.rglob("*") if path.is_file()))
+        return f"{sizes[0] / 1e6:,.0f} and {sizes[1] / 1e6:,.0f} MB written"
 
     for name, options, source, transport, flags, limit, note in (
         (
@@ -166,7 +171,7 @@ def _exporting(bench: Bench, made: Path, repo: Path, what: str) -> Iterator[Row]
             1.2,
             "both write plain tars, skopeo into a directory of its own format",
         ),
-        ("export-copy", (), "gzip", "oci", (), None, "ours writes plain tars, skopeo the compressed layers as they are"),
+        ("export-copy", (), "gzip", "oci", (), 1.2, "ours writes plain tars, skopeo the compressed layers as they are"),
         ("export-gzip", ("--compress", "gzip"), "plain", "oci", (), 1.2, "both write gzip, from plain layers"),
     ):
         text = " ".join(("cfs-tag export", *options, "NAME oci:NEW"))
@@ -174,13 +179,24 @@ def _exporting(bench: Bench, made: Path, repo: Path, what: str) -> Iterator[Row]
             yield Row("apps", name, text, "skopeo copy", limit=limit, note="skopeo is not there")
         else:
             mine, other = ours(*options), theirs(source, transport, *flags)
-            same(mine, other)
+            written = same(mine, other)
             found = compare(run(mine), run(other), pairs, 1)
             peer = " ".join(("skopeo copy", *flags, f"oci:{source} {transport}:NEW"))
-            yield _by_time("apps", name, text, peer, found, limit, note=f"{what}; {note}")
-        if limit is not None:
-            seen = watched(ours(*options)(bench.fresh("layout")))
+            yield _by_time("apps", name, text, peer, found, limit, note=f"{what}; {note}; {written}")
+        if name != "export-copy":
+            with _new_layout(bench) as target:
+                seen = watched(ours(*options)(target))
             yield _memory(f"{name}-memory", text, seen.memory, what)
+
+
+@contextmanager
+def _new_layout(bench: Bench) -> Iterator[Path]:
+    """A path for a layout that is removed afterwards: it has a few large files, so that this slows nothing down."""
+    target = bench.fresh("layout")
+    try:
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _diff_ids(layout: Path) -> set[str]:

@@ -749,6 +749,23 @@ def test_a_thousand_silent_connections_shut_nobody_out(shop: Shop, tmp_path: Pat
         assert running.stop() == 0
 
 
+def test_a_thousand_readers_that_take_nothing_shut_out_neither_others_nor_collectors(shop: Shop, tmp_path: Path) -> None:
+    with program(shop.repo, tmp_path / "log") as running:
+        host, _, port = running.address.rpartition(":")
+        request = f"GET /v2/large/blobs/{shop.large.diff_ids[0]} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        crowd = [socket.create_connection((host, int(port)), 20) for _ in range(1000)]
+        try:
+            for connection in crowd:
+                connection.sendall(request)
+            assert running.get(f"/v2/{WEB}/manifests/1").status == 200
+            assert running.get(f"/v2/{WEB}/blobs/{shop.web.config_digest}").body == shop.web.config_bytes
+            assert exclusive(shop.repo, 10) < 10
+        finally:
+            for connection in crowd:
+                connection.close()
+        assert running.stop() == 0
+
+
 def test_where_all_connections_are_taken_the_longest_idle_one_goes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpd, "CONNECTIONS", 10)
     with serving(shop.repo) as served:
