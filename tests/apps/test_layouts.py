@@ -45,8 +45,8 @@ def put(layout: Path, document: object) -> dict[str, Any]:
 
 
 def buildx_layout(layout: Path) -> tuple[dict[str, Image], dict[str, str]]:
-    """``docker buildx build --platform … --output type=oci``: one index with images and what attests them (buildx 0.12,
-    attestation-storage.md).  Returns images and the digests of their attestations, by architecture."""
+    """``docker buildx build --platform … --output type=oci``: one index with images and what attests them (BuildKit,
+    docs/attestations/attestation-storage.md).  Returns images and the digests of their attestations, by architecture."""
     mine = platforms.this_machine().architecture
     names = (mine, "s390x" if mine != "s390x" else "amd64")
     images = {
@@ -122,7 +122,7 @@ def test_attestations_of_buildx_are_no_images_and_come_along_with_all_platforms(
 
 
 def test_a_layout_whose_index_names_the_platforms_itself(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
-    """As buildx writes it for a local cache, and ``crane pull --format oci``: no index below the one of the layout."""
+    """No index below the one of the layout."""
     images, _ = buildx_layout(tmp_path / "layout")
     entries = [{**image.descriptor, "platform": {"architecture": name, "os": "linux"}} for name, image in images.items()]
     (tmp_path / "layout/index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
