@@ -50,7 +50,6 @@ LOCK_FILE = f"{layout.STATE}/refs.lock"
 _TMP = f"{layout.STATE}/tmp"
 _JOURNAL = f"{layout.STATE}/journal"
 _MAX_JOURNAL = 256 << 20
-_MAX_DEPTH = 64
 _DIRECTORY = "\0directory"
 """What ``_value`` calls a directory; no link has a NUL."""
 
@@ -111,16 +110,10 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
     Raises:
         FormatError: a directory on the way is a link or file.
     """
-    pending = [(top, 0)]
+    pending = [top]
     while pending:
-        path, depth = pending.pop()
-        try:
-            fd = repo.directory(path)
-        except SystemFailure as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            yield RefEntry(path, None)  # deeper than any path can say
-            continue
+        path = pending.pop()
+        fd = repo.directory(path)
         if fd is None:
             continue
         try:
@@ -133,8 +126,8 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
                             continue
                         except OSError:
                             yield RefEntry(f"{path}/{entry.name}", None)
-                    elif entry.is_dir(follow_symlinks=False) and depth < _MAX_DEPTH:
-                        pending.append((f"{path}/{entry.name}", depth + 1))
+                    elif entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{path}/{entry.name}")
                     else:
                         yield RefEntry(f"{path}/{entry.name}", None)
         finally:
