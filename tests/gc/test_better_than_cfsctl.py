@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import Repository, gc
+from cfs_tags import Repository, gc, why
 from cfs_tags.errors import BrokenRoots
+from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import fsops
+from cfs_tags.usage import measure
 from support.collecting import collect, plan
 from support.garbage import (
     add_stream,
@@ -145,6 +147,25 @@ def test_all_reasons_are_given_at_once_with_the_refs_that_they_belong_to(repo: P
         ("images/refs/tree/named", "streams/refs/ostree/stable/x86_64"),
     }
     assert any("streams/refs/oci/three" in needed and "streams/refs/oci/two" in needed for needed in found)
+
+
+@pytest.mark.parametrize("tree", ["streams", "images"])
+def test_an_object_longer_than_any_is_refused_before_it_is_read(repo: Path, tree: str) -> None:
+    """It may take no room on the disk, and all the memory that there is."""
+    ref = {"streams": ONE, "images": "images/refs/tree/named"}[tree]
+    place = content(repo, object_of(repo, ref))
+    data = place.read_bytes()
+    place.unlink()  # the copies share it
+    place.write_bytes(data)
+    os.truncate(place, 1 << 40)
+
+    (found,) = [message for message, needed in refused(repo).problems if ref in needed]
+
+    assert f"at most {1 << 30} bytes, found {1 << 40} bytes" in found
+    with Repository.open(repo) as opened:
+        assert any(f"{1 << 40} bytes" in problem for problem in measure(opened).problems)
+        assert any(f"{1 << 40} bytes" in problem for problem in why.explain(opened, "two").problems)
+        assert [one.code for one in fsck(opened).findings if f"{1 << 40} bytes" in one.message]
 
 
 def test_a_dangling_ref_stops_cfsctl_for_good_and_us_unless_told_to_go_on(fresh: Fresh, cfsctl: Cfsctl) -> None:
