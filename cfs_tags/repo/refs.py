@@ -437,8 +437,7 @@ class _Writer:
         """Finish or take back what crashed writers left; then clear ``tmp/``."""
         abandoned = []
         try:
-            for name in sorted(self._repo.names(_JOURNAL) or ()):
-                path = f"{_JOURNAL}/{name}"
+            for path in self._left_in(_JOURNAL):
                 journal = _Journal.parse(self._repo.read_file(path, _MAX_JOURNAL) or b"")
                 if journal is not None and path in (journal.path, journal.back):
                     reasons = self._recover(journal, back=path == journal.back)
@@ -446,13 +445,18 @@ class _Writer:
                         abandoned.append(TransactionAbandoned(transaction=journal.transaction, reasons=reasons))
                 fsops.remove(self._fd, path)
                 fsops.sync(self._fd, _JOURNAL)
-            for name in self._repo.names(_TMP) or ():
-                self._discard(f"{_TMP}/{name}")
+            for path in self._left_in(_TMP):
+                self._discard(path)
         except fsops.ExchangeUnsupported:
             raise
         except OSError as error:
             raise _failure(error, self._repo, _JOURNAL) from error
         return tuple(abandoned)
+
+    def _left_in(self, directory: str) -> list[str]:
+        """What is there, but for directories: nobody of us makes one, so what is in them is not ours to remove."""
+        paths = [f"{directory}/{name}" for name in sorted(self._repo.names(directory) or ())]
+        return [path for path in paths if not self._repo.is_directory(path)]
 
     def _recover(self, journal: _Journal, *, back: bool) -> tuple[str, ...]:
         """Reasons for taking the transaction back; none when it was finished."""

@@ -489,6 +489,16 @@ def test_a_refs_parents_are_on_disk_before_it(stocked: Path, links: dict[str, st
 # -- walking -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("place", ["tmp", "journal"])
+def test_a_directory_where_we_make_none_is_left_and_holds_nobody_up(stocked: Path, links: dict[str, str], place: str) -> None:
+    (stocked / "cfs-tags" / place / "dir/sub").mkdir(parents=True)
+
+    transact(stocked, change(APP, None, links["one"]))
+
+    assert stock.refs(stocked)[APP] == links["one"]
+    assert (stocked / "cfs-tags" / place / "dir/sub").is_dir()
+
+
 def walked(path: Path, top: str = "streams/refs") -> dict[str, str | None]:
     with Repository.open(path) as repo:
         return dict(refs.walk(repo, top))
