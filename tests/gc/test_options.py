@@ -28,6 +28,7 @@ from support.garbage import (
     names,
     object_of,
     object_paths,
+    outside_state,
     parse_stream,
     settle,
 )
@@ -425,3 +426,33 @@ def test_a_request_to_end_is_handled_while_a_collection_runs_and_only_then(repo:
         assert main(["--repo", str(repo), "gc"]) == 0
     assert seen[0] not in (signal.SIG_DFL, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("gc", "--image-only"), ("gc", "--booted", "none"), ("gc", "--boot", "none"), ("df", "--run", "none")],
+    ids=" ".join,
+)
+def test_what_is_about_a_sysroot_is_refused_where_there_is_none(
+    repo: Path,
+    call: Run,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    before = outside_state(repo)
+
+    said = call("--repo", repo, *words)
+
+    assert said.status == 2
+    assert f"{words[1]} is for a repository with a sysroot" in said.err
+    assert outside_state(repo) == before
+
+
+def test_a_root_that_is_not_there_is_a_warning(repo: Path, call: Run) -> None:  # noqa: F811
+    words = ("--repo", repo, "gc", "--dry-run", "--root", "nowhere", "--root", f"oci-manifest-{manifest_of(repo, 'one')}")
+
+    said = call(*words)
+    document = call(*words, "--json").json
+
+    assert said.status == 0
+    assert said.err == "cfs-tag: warning: no stream or image 'nowhere' in the repository\n"
+    assert [(one["code"], one["facts"]["name"]) for one in document["warnings"]] == [("target-not-found", "nowhere")]
