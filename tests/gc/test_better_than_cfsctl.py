@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cfs_tags.errors import BrokenRoots
 from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import fsops
 from cfs_tags.usage import measure
+from fsck.damage import failing
 from support.collecting import collect, plan
 from support.garbage import (
     add_stream,
@@ -30,6 +32,7 @@ from support.garbage import (
 )
 from support.interrupt import kill_after
 from support.peers import Cfsctl
+from support.peers_beside import hold_shared
 from support.stock import before_call, refs
 from support.sysroots import fill_twins
 
@@ -297,6 +300,16 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
     layer = host.layers[0]
     boot = tmp_path / "boot"
     boot.mkdir()
+
+    def held() -> None:
+        with hold_shared(cfsctl, repo):
+            assert failing(repo) == []
+
+    def mounted(*words: str) -> None:
+        """Not everywhere may it be mounted: then it fails, and must leave nothing behind all the same."""
+        if cfsctl(repo, *words, boot, check=False).returncode == 0:
+            subprocess.run(["umount", "-l", boot], check=True)
+
     steps: list[Callable[[], object]] = [
         lambda: pull_image(cfsctl, repo, one, "one"),
         lambda: cfsctl(repo, "oci", "pull", "--bootable", one.source, "one", check=False),
@@ -316,9 +329,19 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
         ),
         lambda: cfsctl(other, "oci", "copy", "--from", repo, "os", "--name", "copied", check=False),
         lambda: cfsctl(repo, "oci", "prepare-boot", "os", "--bootdir", boot, check=False),
+        lambda: cfsctl(repo, "image-objects", "refs/some/name"),
+        lambda: cfsctl(repo, "dump-files", "refs/some/name", "/usr/file"),
+        lambda: cfsctl(repo, "compute-id", tree),
+        lambda: cfsctl(repo, "create-dumpfile", tree),
+        lambda: cfsctl(repo, "cat", f"oci-layer-{layer.diff_id}", check=False),
+        lambda: cfsctl(repo, "images"),
+        lambda: held(),
+        lambda: mounted("mount", "refs/some/name"),
+        lambda: mounted("oci", "mount", "os"),
         lambda: cfsctl(repo, "gc"),
         lambda: cfsctl(repo, "gc", "-r", "nothing"),
         lambda: cfsctl(repo, "fsck"),
+        lambda: cfsctl(repo, "oci", "fsck"),
         lambda: cfsctl(repo, "oci", "untag", "again/and%again"),
         lambda: cfsctl(repo, "oci", "untag", "os"),
     ]
@@ -326,6 +349,7 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
         step()
         for path in (repo, other):
             plan(path)
+            assert failing(path, content=True) == []
     pull_image(cfsctl, repo, one, "one")
     cfsctl(repo, "create-image", tree, "tree/named")
     add_foreign(repo)
