@@ -41,6 +41,7 @@ __all__ = [
     "CONTENT_TYPE_LAYER",
     "CONTENT_TYPE_MANIFEST",
     "MAX_NAMED_REFS",
+    "MAX_SIZE",
     "PIECE_SIZE",
     "SplitStream",
     "Writer",
@@ -51,6 +52,12 @@ __all__ = [
     "salvage_refs",
     "sole_object",
 ]
+
+MAX_SIZE = 1 << 30
+"""Bytes of the longest splitstream that is read.
+
+A layer has 64 bytes in it for each large file, and its headers compressed: 16 million files fit.  A file of any size that takes
+no room on the disk is quickly made, and reading it takes memory."""
 
 CONTENT_TYPE_MANIFEST = int.from_bytes(b"ocimanif", "little")
 """An image manifest: one external object, the manifest as fetched."""

@@ -31,6 +31,7 @@ from support.garbage import (
     names,
     object_of,
     object_paths,
+    outside_state,
     parse_stream,
     settle,
 )
@@ -528,3 +529,33 @@ def test_what_is_freed_first_is_the_same_every_time(fresh: Fresh) -> None:
     collect(path, free_bytes=4096 * 20)
     gone = set(before) - set(object_paths(path))
     assert sorted(gone) == before[: len(gone)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("gc", "--image-only"), ("gc", "--booted", "none"), ("gc", "--boot", "none"), ("df", "--run", "none")],
+    ids=" ".join,
+)
+def test_what_is_about_a_sysroot_is_refused_where_there_is_none(
+    repo: Path,
+    call: Run,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    before = outside_state(repo)
+
+    said = call("--repo", repo, *words)
+
+    assert said.status == 2
+    assert f"{words[1]} is for a repository with a sysroot" in said.err
+    assert outside_state(repo) == before
+
+
+def test_a_root_that_is_not_there_is_a_warning(repo: Path, call: Run) -> None:  # noqa: F811
+    words = ("--repo", repo, "gc", "--dry-run", "--root", "nowhere", "--root", f"oci-manifest-{manifest_of(repo, 'one')}")
+
+    said = call(*words)
+    document = call(*words, "--json").json
+
+    assert said.status == 0
+    assert said.err == "cfs-tag: warning: no stream or image 'nowhere' in the repository\n"
+    assert [(one["code"], one["facts"]["name"]) for one in document["warnings"]] == [("target-not-found", "nowhere")]
