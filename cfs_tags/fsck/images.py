@@ -9,6 +9,7 @@ from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import read_link
 from cfs_tags.fsck.streams import StreamFacts
 from cfs_tags.repo.contents import EROFS_KEY
+from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,11 +167,23 @@ class Streams:
                 self.findings.append(finding("bad-config", f"streams/{_CONFIG}{facts.config}", config.problem))
             parts = config.parts
             self._config(f"streams/{_CONFIG}{facts.config}", config)
+            self._tars(f"streams/{_CONFIG}{facts.config}", facts, config)
         there = dict(config.named) if facts.container else named | dict(config.named)
         for part in parts:
             if part not in there and self.once("part", config.object, part):
                 where = f"streams/{_CONFIG}{facts.config}" if facts.container else path
                 self.findings.append(finding("missing-named-ref", where, f"it has no named ref {part}"))
+
+    def _tars(self, path: str, manifest: StreamFacts, config: StreamFacts) -> None:
+        """The layers of a container image are tars: no program can unpack one that is kept as a blob."""
+        there = dict(config.named)
+        for part, is_tar in zip(config.parts, manifest.tars, strict=False):
+            target = there.get(part)
+            if is_tar and target is not None:
+                kind = self.facts(target, f"{part} of {path}", part.partition(":")[0]).kind
+                if kind == splitstream.CONTENT_TYPE_BLOB and self.once("wrong", path, part):
+                    message = f"{part} leads to object {target[:12]}…, which is a blob: the layer of a container image is a tar"
+                    self.findings.append(finding("wrong-named-ref", path, message))
 
     def _config(self, path: str, facts: StreamFacts) -> None:
         if not self.once("config", facts.object):
@@ -201,7 +214,7 @@ class Streams:
 
     def _unlinked(self, path: str, key: str, target: str, names: list[str], facts: StreamFacts) -> None:
         linked = [name for name in names if self.linked_now(name) is not None]
-        if target in map(self.links.streams.get, linked):
+        if target in map(self.links.streams.get, linked) or ContentId.kept(ObjectId(target)) in self.names.get(target, ()):
             return
         if self.names.get(target):
             if self.once("wrong", path, key):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,13 @@ from cfs_tags.apps import importing, platforms, tarstream
 from cfs_tags.apps.importing import Options
 from cfs_tags.errors import (
     AmbiguousName,
+    DigestMismatch,
     InvalidArgument,
     PlatformNotFound,
     SourceNotFound,
     TagExists,
 )
+from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, Digest
 from support import tars
@@ -35,6 +39,7 @@ from support.images import (
     build_index,
     directory,
     file,
+    host_image,
     pull_image,
     random_bytes,
     skopeo_copy,
@@ -43,7 +48,7 @@ from support.images import (
     umoci_image,
     umoci_truncated_image,
 )
-from support.importing import import_image
+from support.importing import export_image, import_image
 from support.interrupt import every_stop, failed_after, kill_after, torn_after
 from support.peers import Cfsctl
 from support.trees import tree
@@ -318,9 +323,29 @@ def test_layers_that_are_there_are_not_read_again(repo: Path, tmp_path: Path) ->
     second = app_image(tmp_path / "layout", "second")
     import_image(repo, first.source, "first")
     shared = tmp_path / "layout/blobs/sha256" / base_layer().digest.removeprefix("sha256:")
-    shared.unlink()
+    shared.write_bytes(bytes(shared.stat().st_size))
     done = import_image(repo, second.source, "second")
     assert done.plan.bytes_to_read == len(second.layers[1].blob)
+
+
+def test_a_layer_is_read_where_no_manifest_says_that_its_blob_stands_for_what_is_there(repo: Path, tmp_path: Path) -> None:
+    """A new manifest would else reach content that its source does not have."""
+    first = build_image(tmp_path / "layout", "first", [base_layer()])
+    import_image(repo, first.source, "first")
+    packed = base_layer().compressed("zstd")
+    again = build_image(tmp_path / "layout", "again", [packed])
+    blob = tmp_path / "layout/blobs/sha256" / packed.digest.removeprefix("sha256:")
+    good = blob.read_bytes()
+    blob.write_bytes(bytes(len(good)))
+    with pytest.raises(DigestMismatch):
+        import_image(repo, again.source, "again")
+    blob.write_bytes(good)
+    done = import_image(repo, again.source, "again")
+    assert done.plan.bytes_to_read == len(good)
+    assert done.objects == 2  # the manifest and its stream: nothing of the layer is stored again
+    blob.write_bytes(bytes(len(good)))
+    third = build_image(tmp_path / "layout", "third", [packed], labels={"v": "3"})
+    assert import_image(repo, third.source, "third").plan.bytes_to_read == 0
 
 
 def test_an_import_heals_a_layer_whose_objects_are_gone(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
@@ -481,7 +506,7 @@ def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo
     for artifact, parts in ((sbom, blobs), (signature, [("text/plain", b"signed")])):
         assert stream_bytes(cfsctl, repo, f"oci-manifest-{artifact.manifest_digest}") == artifact.manifest_bytes
         for (_, data), descriptor in zip(parts, artifact.manifest["layers"], strict=True):
-            assert stream_bytes(cfsctl, repo, f"oci-layer-{descriptor['digest']}") == data
+            assert stream_bytes(cfsctl, repo, f"oci-blob-{descriptor['digest']}") == data
     assert inspected(cfsctl, repo, "app")["referrers"] == [sbom.manifest_digest]
     cfsctl.assert_healthy(repo)
     collected = tree(repo)
@@ -500,6 +525,94 @@ def test_an_artifact_can_be_imported_by_itself_and_without_referrers(cfsctl: Cfs
     }
     assert import_image(repo, image.source, "app", Options(referrers=False)).plan.referrers == ()
     cfsctl.assert_healthy(repo)
+
+
+# -- the same bytes as something else --------------------------------------------------------------------------------
+
+
+def healthy(cfsctl: Cfsctl, repo: Path) -> None:
+    """For both programs."""
+    cfsctl.assert_healthy(repo)
+    with Repository.open(repo) as opened:
+        assert [one for one in fsck(opened, content=True).findings if one.fails] == []
+
+
+def test_a_blob_of_an_artifact_is_never_taken_for_the_layer_of_an_image(
+    cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    layout = tmp_path / "layout"
+    host = host_image(layout, "1")
+    artifact = build_artifact(layout, "art", [("application/vnd.oci.image.layer.v1.tar", host.layers[0].tar)])
+    first, then = new_repo(tmp_path / "first"), new_repo(tmp_path / "then")
+    import_image(first, artifact.source, "art")
+    import_image(first, host.source, "host")
+    import_image(then, artifact.source, "art")
+    pull_image(cfsctl, then, host, "host", bootable=True)
+    for repo in (first, then):
+        export_image(repo, "host", f"oci:{repo}-out:host")
+        export_image(repo, "art", f"oci:{repo}-out:art")
+        check_image(cfsctl, repo, host)
+        healthy(cfsctl, repo)
+
+
+def test_a_layer_that_somebody_kept_as_a_blob_is_cut_and_the_blob_stays_for_those_who_name_it(
+    cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    """cfsctl keeps a layer by its media type alone, and under the same name."""
+    layout = tmp_path / "layout"
+    repo = new_repo(tmp_path / "repo")
+    image = app_image(layout, "app")
+    manifest = json.loads(build_image(layout, "odd", [layer.compressed("none") for layer in image.layers]).manifest_bytes)
+    for layer in manifest["layers"]:
+        layer["mediaType"] = "application/x-odd"
+    odd = name_manifest(layout, "odd", manifest)
+    cfsctl(repo, "oci", "pull", f"oci:{layout}:odd", "odd", check=False)
+    cfsctl(repo, "oci", "tag", odd, "odd")
+    assert len(layer_links(repo)) == 2
+    import_image(repo, image.source)
+    check_image(cfsctl, repo, image)
+    healthy(cfsctl, repo)
+    cfsctl(repo, "--no-upgrade", "gc")
+    healthy(cfsctl, repo)
+    for name in ("odd", "app"):
+        export_image(repo, name, f"oci:{tmp_path}/out:{name}")
+
+
+def name_manifest(layout: Path, ref: str, manifest: dict[str, Any]) -> str:
+    """Give a layout a manifest by that name; returns its digest."""
+    data = json.dumps(manifest).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs/sha256" / digest).write_bytes(data)
+    index = json.loads((layout / "index.json").read_text())
+    entry = {"mediaType": manifest["mediaType"], "digest": f"sha256:{digest}", "size": len(data)}
+    entry["annotations"] = {"org.opencontainers.image.ref.name": ref}
+    index["manifests"] = [*(e for e in index["manifests"] if e.get("annotations") != entry["annotations"]), entry]
+    (layout / "index.json").write_text(json.dumps(index))
+    return f"sha256:{digest}"
+
+
+def test_a_config_that_an_artifact_has_too_stays_whole_for_both(cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    image = app_image(layout, "app")
+    kind = ("application/vnd.example+json", image.config_bytes)
+    artifact = build_artifact(layout, "art", [("text/plain", b"about" * 100)], config=kind)
+    for name, order in (("one", (artifact, image)), ("two", (image, artifact))):
+        repo = new_repo(tmp_path / name)
+        import_image(repo, order[0].source, "first")
+        import_image(repo, order[1].source, "second")
+        healthy(cfsctl, repo)
+        for tag in ("first", "second"):
+            export_image(repo, tag, f"oci:{repo}-out:{tag}")
+        twin = tmp_path / f"{name}-twin"
+        shutil.copytree(repo, twin, symlinks=True)
+        for place, untagged, left in ((repo, "second", "first"), (twin, "first", "second")):
+            cfsctl(place, "oci", "untag", untagged)
+            cfsctl(place, "--no-upgrade", "gc")
+            healthy(cfsctl, place)
+            export_image(place, left, f"oci:{place}-left:{left}")
+            cfsctl(place, "oci", "untag", left)
+            cfsctl(place, "--no-upgrade", "gc")
+            assert links(place) == {}
 
 
 # -- other sources -----------------------------------------------------------------------------------------------------
