@@ -28,7 +28,7 @@ import select
 import socket
 from collections import Counter, OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from time import monotonic
@@ -48,7 +48,7 @@ from cfs_tags.apps.turns import Turns
 from cfs_tags.errors import CfsTagsError, LockTimeout, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from cfs_tags.apps.filling import Fillers
@@ -356,7 +356,7 @@ class _Connection:
         if method != "GET":
             headers.pop("range", None)  # it means nothing then (RFC 9110, section 14.2)
         began = monotonic()
-        with self._server.turns.share() as share, ExitStack() as stack:
+        with self._server.turns.share() as share, ExitStack() as stack, self._told_if_gone(method, target, began):
             found = await self._look_up(wanted, headers, share)
             if method != "HEAD" and _is_long(found) and not self._enter(stack):
                 # what was found is not kept for the time that this takes
@@ -398,6 +398,19 @@ class _Connection:
         elif self._is_gone():
             raise _Gone
         return found
+
+    @contextmanager
+    def _told_if_gone(self, method: str, target: str, began: float) -> Iterator[None]:
+        try:
+            yield
+        except _Gone:
+            self._log(method, target, 499, 0, began, " the client is gone")
+            raise
+
+    def _log(self, method: str, target: str, status: int, sent: int, began: float, note: str) -> None:
+        seconds = monotonic() - began if began else 0.0
+        words = f'"{printable(_cut(method))} {printable(_cut(target))}" {status} {sent} {seconds:.3f}s'
+        self._server.log(f"{self.peer} {words}{printable(note)}")
 
     def _is_gone(self) -> bool:
         """Whether the client has closed the connection; one that closed its half only will not be missed."""
@@ -444,9 +457,7 @@ class _Connection:
                 note = " cut short: the server stops"
                 raise
             finally:
-                seconds = monotonic() - began if began else 0.0
-                words = f'"{printable(_cut(method))} {printable(_cut(target))}" {found.status} {sent} {seconds:.3f}s'
-                self._server.log(f"{self.peer} {words}{printable(note)}")
+                self._log(method, target, found.status, sent, began, note)
         return not note and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     def _head(self, found: Answer, is_last: bool) -> bytes:
