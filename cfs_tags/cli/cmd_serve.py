@@ -170,8 +170,9 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
         return
     data = text.encode(errors="backslashreplace")
-    while data:
-        data = data[os.write(fd, data) :]
+    with os.fdopen(fd, "wb", 0, closefd=False) as raw:
+        while data:
+            data = data[raw.write(data) :]
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
 from cfs_tags.repo import refs
-from cfs_tags.tags import HOMES, owner_of_ref, tag_of_ref
+from cfs_tags.tags import HOMES, orphaned_indexes, owner_of_ref, tag_of_ref
 from cfs_tags.values import ContentId
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None
         checker.ref(entry.path, entry.target)
     checker.deployments()
     checker.homes()
+    for path, _ in orphaned_indexes(repo):
+        roots.findings.append(finding("orphaned-index", path, "the tag that this index was kept with is gone"))
 
 
 class _Checker:
