@@ -10,7 +10,7 @@ from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
 from cfs_tags.repo import refs
-from cfs_tags.tags import HOMES, orphaned_indexes, owner_of_ref, tag_of_ref
+from cfs_tags.tags import HOMES, owner_of_ref, tag_of_ref
 from cfs_tags.values import ContentId
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None
         checker.ref(entry.path, entry.target)
     checker.deployments()
     checker.homes()
-    for path, _ in orphaned_indexes(repo):
-        roots.findings.append(finding("orphaned-index", path, "the tag that this index was kept with is gone"))
+    checker.indexes()
 
 
 class _Checker:
@@ -189,6 +188,13 @@ class _Checker:
                     if home == "private" and name in known:
                         self._add("name-in-two-homes", path, f"{known[name]} is a tag of the same name")
                     known.setdefault(name, path)
+
+    def indexes(self) -> None:
+        """A kept index has a tag, or one in the trash."""
+        names = {tag_of_ref(path) for path in self._targets}
+        for path in self._targets:
+            if path.startswith(f"{layout.INDEXES}/") and layout.decode_name(path[len(layout.INDEXES) + 1 :]) not in names:
+                self._add("orphaned-index", path, "the tag that this index was kept with is gone")
 
     # -- deployments ---------------------------------------------------------------------------------------------------
 

@@ -646,6 +646,12 @@ def test_a_layer_that_somebody_kept_as_a_blob_is_cut_and_the_blob_stays_for_thos
     cfsctl(repo, "oci", "pull", f"oci:{layout}:odd", "odd", check=False)
     cfsctl(repo, "oci", "tag", odd, "odd")
     assert len(layer_links(repo)) == 2
+    cfsctl(repo, "oci", "pull", image.source, "app", check=False)
+    cfsctl(repo, "oci", "tag", image.manifest_digest, "app")
+    with Repository.open(repo) as opened:
+        wrong = [one for one in fsck(opened).findings if one.fails]
+    assert {one.code for one in wrong} == {"wrong-named-ref"}
+    assert all("which is a blob" in one.message for one in wrong)
     import_image(repo, image.source)
     check_image(cfsctl, repo, image)
     healthy(cfsctl, repo)
