@@ -1,4 +1,4 @@
-"""Compressing layers, with all processors and bounded memory.  The same content gives the same bytes on every machine with
+"""Compressing layers, with several processors and bounded memory.  The same content gives the same bytes on every machine with
 the same libraries, however many processors there are."""
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _WINDOW = 32 << 10
 """Bytes before a block that deflate may refer to."""
 _GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
+_ZSTD_WORKERS = 4
+"""Each has some 10 MiB of buffers."""
 _HEADER = bytes((0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 0xFF))  # deflate, no name, no time, of no known system
 
 
@@ -106,7 +108,7 @@ class _Zstd:
         options[zstd.CompressionParameter.checksum_flag] = 1
         if zstd.CompressionParameter.nb_workers.bounds()[1] > 0:
             # with one worker or many the bytes are the same; without any they are others
-            options[zstd.CompressionParameter.nb_workers] = len(os.sched_getaffinity(0))
+            options[zstd.CompressionParameter.nb_workers] = min(len(os.sched_getaffinity(0)), _ZSTD_WORKERS)
         self._compressor = zstd.ZstdCompressor(options=options)
 
     def feed(self, data: bytes) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ them (they were plain, or compress to the same bytes) the original manifest is e
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfs_tags import tags
@@ -144,13 +145,13 @@ def execute(
     timeout: float = DEFAULT_TIMEOUT,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Plan an export with the repository locked (shared), and carry it out.
+    """Plan an export with the repository locked (shared), and carry it out; the lock is left before skopeo uploads.
 
     Args:
         repo: where from.
         plan: makes the plan.
         machine: where other programs and temporary files are.
-        timeout: seconds to wait for the lock.
+        timeout: seconds to wait for the lock, and for others that write the index of the same layout.
         progress: is told how many bytes of layers were read, and of how many.
 
     Raises:
@@ -159,18 +160,20 @@ def execute(
         ProgramMissing, ProgramFailed: skopeo.
         SystemFailure: the system refused.
     """
-    with repo.locked("shared", timeout):
-        wanted = plan()
-        where = wanted.destination
-        if where.transport in ("oci", "oci-archive"):
-            target: Target = LayoutTarget(where.path) if where.transport == "oci" else ArchiveTarget(where.path)
-            name = where.name or (None if wanted.name.startswith("@") else wanted.name)
-            return _write(repo, wanted, target, name, progress)
-        skopeo = machine.need_skopeo(f"for images in {where.transport}:")
-        with WorkDirectory(machine) as place:
+    with ExitStack() as stack:
+        with repo.locked("shared", timeout):
+            wanted = plan()
+            where = wanted.destination
+            if where.transport in ("oci", "oci-archive"):
+                target: Target = LayoutTarget(where.path, timeout) if where.transport == "oci" else ArchiveTarget(where.path)
+                name = where.name or (None if wanted.name.startswith("@") else wanted.name)
+                return _write(repo, wanted, target, name, progress)
+            skopeo = machine.need_skopeo(f"for images in {where.transport}:")
+            place = stack.enter_context(WorkDirectory(machine))
             done = _write(repo, wanted, LayoutTarget(place.path), "image", progress)
-            run(skopeo, "copy", "--quiet", f"oci:{place.path}:image", where.text)
-            return done
+        # an upload takes its time, and needs the repository no more
+        run(skopeo, "copy", "--quiet", f"oci:{place.path}:image", where.text)
+        return done
 
 
 def _write(

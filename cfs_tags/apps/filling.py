@@ -26,7 +26,7 @@ from cfs_tags.formats import layout, splitstream
 from cfs_tags.values import ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -76,9 +76,10 @@ class Fillers:
         repo: which.
         slots: jobs at a time, at most.
         count: of processes.
+        unwanted: sockets that they should not have with them.
     """
 
-    def __init__(self, repo: ReadRepo, slots: int, count: int = 2) -> None:
+    def __init__(self, repo: ReadRepo, slots: int, count: int = 2, unwanted: Sequence[socket.socket] = ()) -> None:
         self._repo = repo
         self._memory = mmap.mmap(-1, slots * 2 * BUFFER)
         self._view = memoryview(self._memory)
@@ -91,7 +92,8 @@ class Fillers:
         for _ in range(count):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._controls.append(ours)
-            process = context.Process(target=_serve, args=(repo, self._memory, theirs, tuple(self._controls)), daemon=True)
+            others = (*self._controls, *unwanted)
+            process = context.Process(target=_serve, args=(repo, self._memory, theirs, others), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -20,6 +21,8 @@ __all__ = ["clear", "inherited", "is_private", "listen", "shown"]
 BACKLOG = 1024
 _FIRST_FD = 3
 """Where systemd puts the first socket (sd_listen_fds(3))."""
+_MOST_FDS = 64
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]/]*)):(\d{1,5})", re.ASCII)
 
 
@@ -51,6 +54,8 @@ def listen(address: str) -> socket.socket:
         except BaseException:
             made.close()
             raise
+    except UnicodeError:  # a label of a name is empty or too long
+        raise InvalidArgument(argument="--listen", value=address, reason="names no host") from None
     except OSError as error:
         raise SystemFailure.of(error, "listen on", address) from error
     return made
@@ -93,16 +98,26 @@ def _remove_stale(path: str) -> None:
 
 
 def inherited(environment: Mapping[str, str], pid: int) -> list[socket.socket]:
-    """The sockets that systemd hands over (``LISTEN_FDS``, ``LISTEN_PID``), none where it does not."""
+    """The sockets that systemd hands over (``LISTEN_FDS``, ``LISTEN_PID``), none where it does not.
+
+    Raises:
+        SystemFailure: it hands over something else.
+    """
     count, meant = environment.get("LISTEN_FDS", ""), environment.get("LISTEN_PID", "")
-    if meant != str(pid) or not count.isdecimal():
+    if meant != str(pid) or not (count.isascii() and count.isdecimal()) or int(count) == 0:
         return []
-    found = []
-    for fd in range(_FIRST_FD, _FIRST_FD + min(int(count), 64)):
-        os.set_inheritable(fd, False)
-        with suppress(OSError):
+    found: list[socket.socket] = []
+    for fd in range(_FIRST_FD, _FIRST_FD + min(int(count), _MOST_FDS)):
+        try:
+            os.set_inheritable(fd, False)
             found.append(socket.socket(fileno=fd))
-    return [one for one in found if one.type == socket.SOCK_STREAM]
+            if found[-1].type != socket.SOCK_STREAM or found[-1].family not in _FAMILIES:
+                raise OSError(errno.ESOCKTNOSUPPORT, os.strerror(errno.ESOCKTNOSUPPORT))
+        except OSError as error:
+            for one in found:
+                one.close()
+            raise SystemFailure.of(error, "listen on", f"descriptor {fd} of LISTEN_FDS={count}") from error
+    return found
 
 
 def shown(listener: socket.socket) -> str:

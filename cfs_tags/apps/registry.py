@@ -7,7 +7,6 @@ OCI distribution specification 1.1; what it leaves open is done as the reference
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfs_tags.apps import routes
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Part", "answer", "error"]
 
-MAX_REFERRERS = 3 << 20
+MAX_REFERRERS = 1000
+"""Referrers in the longest list that is given at once; a Link leads on."""
+MAX_REFERRERS_BYTES = 3 << 20
 """Bytes, about, of the longest list of referrers: clients take manifests of 4 MiB."""
 
 _JSON = "application/json"
-# what a header may be; a media type is the image's own text
-_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}", re.ASCII)
 
 
 class Part(NamedTuple):
@@ -63,6 +62,7 @@ def answer(catalog: Catalog, wanted: Route | Problem, headers: Mapping[str, str]
 
     Raises:
         CfsTagsError: the repository cannot be read.
+        Paused: it takes long, and is to be asked again.
     """
     match wanted:
         case Problem():
@@ -110,8 +110,7 @@ def _manifest(catalog: Catalog, name: str, tag: str | None, digest: Digest | Non
     if not isinstance(found, Manifest):
         reason = found.reason if isinstance(found, NotServed) else "no such manifest"
         return error(problem("MANIFEST_UNKNOWN", reason))
-    media_type = found.media_type if _MEDIA_TYPE.fullmatch(found.media_type) else oci.MEDIA_TYPE_MANIFEST
-    shown = (("Content-Type", media_type), *_identity(found.digest))
+    shown = (("Content-Type", found.media_type), *_identity(found.digest))
     return Answer(304, shown) if _unchanged(headers, found.digest) else Answer(200, shown, found.raw)
 
 
@@ -140,9 +139,7 @@ def _referrers(catalog: Catalog, wanted: ReferrersOf) -> Answer:
     filtered = wanted.artifact_type
     names: list[dict[str, Any]] = []
     size, last = 0, None
-    for manifest in catalog.referrers(wanted.name, wanted.digest):
-        if manifest.digest <= wanted.page.last or (filtered is not None and manifest.artifact_type != filtered):
-            continue
+    for manifest in catalog.referrers(wanted.name, wanted.digest, filtered, wanted.page.last):
         descriptor = {
             "mediaType": manifest.media_type,
             "digest": manifest.digest,
@@ -151,7 +148,7 @@ def _referrers(catalog: Catalog, wanted: ReferrersOf) -> Answer:
             **({"annotations": manifest.annotations} if manifest.annotations else {}),
         }
         size += len(json.dumps(descriptor))
-        if names and size > MAX_REFERRERS:
+        if len(names) == MAX_REFERRERS or (names and size > MAX_REFERRERS_BYTES):
             last = names[-1]["digest"]
             break
         names.append(descriptor)

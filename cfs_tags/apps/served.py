@@ -2,7 +2,8 @@
 
 Nothing else is reachable.  A manifest is served if a visible tag names it, or if it is a referrer (signature, SBOM) of one
 that is served; a blob if a manifest that is served names it; each under the repository of that tag alone.  Where the index of a
-tag was kept (``import --keep-index``), the tag stands for it, and so for those of its manifests that are there.
+tag was kept (``import --keep-index``), the tag stands for it, and so for those of its manifests that visible tags name: an
+index comes from outside, and can name anything.
 
 Visible are, without a pattern, all tags whose owner is ``app``: shared, private and leases.  With patterns: whatever fits
 one of them, tags of bootc's and deployment refs among it.  The trash never is.
@@ -11,26 +12,36 @@ one of them, tags of bootc's and deployment refs among it.  The trash never is.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import OrderedDict
-from time import time_ns
+from contextlib import suppress
+from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
 from cfs_tags.apps.names import Place, place_of
 from cfs_tags.apps.plain import PlainLayer, plain_index, plain_manifest
 from cfs_tags.apps.tarstream import opened
-from cfs_tags.errors import CfsTagsError, DamagedError, DigestMismatch, MissingObject, NotFoundError, UnsupportedError
+from cfs_tags.errors import (
+    CfsTagsError,
+    DamagedError,
+    DigestMismatch,
+    MissingObject,
+    NotFoundError,
+    TargetNotFound,
+    UnsupportedError,
+)
 from cfs_tags.formats import layout, oci, splitstream
 from cfs_tags.repo import contents
 from cfs_tags.values import ContentId, Digest, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from cfs_tags.repo.contents import StoredImage, StoredLayer
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["Blob", "Catalog", "Manifest", "NotServed", "Row"]
+__all__ = ["Blob", "Catalog", "Manifest", "NotServed", "Paused", "Row"]
 
 _SETTLED = 100_000_000
 """Nanoseconds after which a directory's time stamp tells of every change before: file systems count in ticks."""
@@ -42,6 +53,9 @@ _CACHE = 16 << 20
 """Bytes, about, of manifests that are remembered."""
 _INDEXES = f"{layout.OUR_REFS}/indexes"
 """Where ``import`` keeps the index of a tag, under the name of that tag."""
+_MANIFEST_TYPES = (oci.MEDIA_TYPE_MANIFEST, oci.MEDIA_TYPE_DOCKER_MANIFEST)
+_INDEX_TYPES = (oci.MEDIA_TYPE_INDEX, oci.MEDIA_TYPE_DOCKER_INDEX)
+"""What a document may call itself; anything else is its author's text, and would be a header of ours."""
 _COMPRESSED = ("+gzip", "+zstd", ".gzip", ".zstd")
 
 
@@ -91,6 +105,25 @@ class Row(NamedTuple):
     note: str | None
 
 
+class Paused(Exception):
+    """A look-up takes too long, and is to be done again: it goes on where it was."""
+
+
+class _Facts(NamedTuple):
+    """What is remembered of every manifest that is shown: little, however large it is.
+
+    ``stream`` is the object that it was read from; ``digest`` and ``size`` in bytes are those that it is served with;
+    ``kind`` and ``names`` are hashes, of its artifact type and of the digests of its blobs.
+    """
+
+    stream: ObjectId
+    digest: Digest
+    size: int
+    subject: Digest | None
+    kind: int
+    names: array[int]
+
+
 class _View:
     """The visible tags at one time, and what was found out about them since."""
 
@@ -99,7 +132,8 @@ class _View:
         self.repositories: dict[str, dict[str, Digest]] = {}
         self.roots: dict[str, set[Digest]] = {}
         self.indexes: dict[str, dict[str | None, Manifest]] = {}
-        self.reached: dict[str, dict[Digest, Manifest | NotServed]] = {}
+        self.facts: dict[Digest, _Facts | None] = {}
+        self.reached: dict[str, list[Digest]] = {}
         self.stamps: dict[str, int | None] = {}
         self.taken = 0
 
@@ -111,13 +145,18 @@ class Catalog:
         repo: which.
         patterns: in the way of a shell (``*``, ``?``, ``[abc]``), for names as ``cfs-tag list`` shows them; none for the
             tags of apps.
+
+    Attributes:
+        until: when, as :func:`time.monotonic` counts, a look-up that has to read many manifests raises :class:`Paused`.
     """
 
     def __init__(self, repo: ReadRepo, patterns: Sequence[str] = ()) -> None:
         self._repo = repo
         self._fits = _matcher(patterns)
         self._owners = ("app", "bootc", "deployment") if patterns else ("app",)
+        self.until = float("inf")
         self._view: _View | None = None
+        self._facts: dict[Digest, _Facts] = {}
         self._known: OrderedDict[Digest, tuple[ObjectId, Manifest]] = OrderedDict()
         self._weight = 0
 
@@ -163,36 +202,62 @@ class Catalog:
         if digest in view.roots.get(repository, ()):
             found = self._load(digest)
             return found if isinstance(found, NotServed) or found.digest == digest else _moved(found)
-        for original, manifest in self._reached(view, repository).items():
-            if isinstance(manifest, Manifest) and manifest.digest == digest:
-                return manifest
-            if original == digest:
-                return manifest if isinstance(manifest, NotServed) else _moved(manifest)
+        for original in self._reached(view, repository):
+            facts = self._facts_of(view, original)
+            if original == digest or (facts is not None and facts.digest == digest):
+                found = self._load(original)
+                return found if isinstance(found, NotServed) or found.digest == digest else _moved(found)
         return None
 
     def blob(self, repository: str, digest: Digest) -> Blob | None:
         """The blob with that digest, if a manifest names it that is served in the repository."""
         view = self._current()
         # those of tags first: what refers to them need not be read for the blob of an image
-        for original in view.roots.get(repository, ()):
-            manifest = self._load(original)
-            if isinstance(manifest, Manifest) and digest in manifest.blobs:
-                return manifest.blobs[digest]
-        for manifest in self._reached(view, repository).values():
-            if isinstance(manifest, Manifest) and digest in manifest.blobs:
-                return manifest.blobs[digest]
+        found = self._named(view, view.roots.get(repository, ()), digest)
+        return found or self._named(view, self._reached(view, repository), digest)
+
+    def _named(self, view: _View, manifests: Collection[Digest], digest: Digest) -> Blob | None:
+        key = hash(digest)
+        for original in manifests:
+            facts = self._facts_of(view, original)
+            if facts is not None and key in facts.names:
+                manifest = self._load(original)
+                if isinstance(manifest, Manifest) and digest in manifest.blobs:
+                    return manifest.blobs[digest]
         return None
 
-    def referrers(self, repository: str, digest: Digest) -> list[Manifest]:
-        """What refers to a manifest of the repository, by digest; it goes by its original digest and by that it has here."""
+    def referrers(
+        self, repository: str, digest: Digest, artifact_type: str | None = None, last: str = ""
+    ) -> Iterator[Manifest]:
+        """What refers to a manifest of the repository, by digest; it goes by its original digest and by that it has here.
+
+        Args:
+            repository: where.
+            digest: of the manifest.
+            artifact_type: of those that are wanted; None for all.
+            last: only those whose digests come after this.
+        """
         view = self._current()
-        reached = self._reached(view, repository)
+        reached = [
+            (original, facts) for original in self._reached(view, repository) if (facts := self._facts_of(view, original))
+        ]
         names = {digest}
-        for manifest in (*view.indexes.get(repository, {}).values(), *reached.values()):
-            if isinstance(manifest, Manifest) and digest in (manifest.original, manifest.digest):
-                names |= {manifest.original, manifest.digest}
-        found = [one for one in reached.values() if isinstance(one, Manifest) and one.subject in names]
-        return sorted(found, key=lambda manifest: manifest.digest)
+        for index in view.indexes.get(repository, {}).values():
+            if digest in (index.original, index.digest):
+                names |= {index.original, index.digest}
+        for original, facts in reached:
+            if digest in (original, facts.digest):
+                names |= {original, facts.digest}
+        kind = hash(artifact_type)
+        found = [
+            (facts.digest, original)
+            for original, facts in reached
+            if facts.subject in names and facts.digest > last and (artifact_type is None or facts.kind == kind)
+        ]
+        for _, original in sorted(found):
+            manifest = self._load(original)
+            if isinstance(manifest, Manifest) and artifact_type in (None, manifest.artifact_type):
+                yield manifest
 
     # -- the view ------------------------------------------------------------------------------------------------------
 
@@ -202,7 +267,7 @@ class Catalog:
         return self._view
 
     def _still(self, view: _View) -> bool:
-        """Whether nothing was changed since: every change of a ref changes the time stamp of its directory."""
+        """Whether nothing was changed since: every change of a link changes the time stamp of its directory."""
         for path, stamp in view.stamps.items():
             if self._stamp(path) != stamp or (stamp is not None and view.taken - stamp < _SETTLED):
                 return False
@@ -217,7 +282,8 @@ class Catalog:
     def _look(self) -> _View:
         view = _View()
         view.taken = time_ns()
-        view.stamps[layout.REFERRERS] = self._stamp(layout.REFERRERS)
+        for path in (layout.STREAMS, layout.REFERRERS):
+            view.stamps[path] = self._stamp(path)
         for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS, _INDEXES):
             for path in self._directories(top):
                 view.stamps[path] = self._stamp(path)
@@ -232,19 +298,21 @@ class Catalog:
                 view.rows.append(Row(tag, None, place))
             else:
                 self._add(view, ranks, tag, tag.digest, place)
+        shown = {row.tag.digest for row in view.rows if row.place is not None and row.tag.digest is not None}
+        self._facts = {digest: facts for digest, facts in self._facts.items() if digest in shown or facts.subject is not None}
         kept = set(self._repo.names(_INDEXES) or ())
         for row in view.rows if kept else ():
             name = layout.encode_name(row.tag.name)
             if row.place is not None and name in kept:
-                self._add_index(view, row, f"{_INDEXES}/{name}")
+                self._add_index(view, row, f"{_INDEXES}/{name}", shown)
         return view
 
-    def _add_index(self, view: _View, row: Row, path: str) -> None:
+    def _add_index(self, view: _View, row: Row, path: str, shown: set[Digest]) -> None:
         """The index that was kept for a tag, if it is still the tag's."""
         assert row.place is not None
         assert row.tag.digest is not None
         try:
-            index, entries = self._index(path)
+            index, entries = self._index(view, path, shown)
         except CfsTagsError:
             return  # it is an addition: the image is served without it
         if row.tag.digest in entries:
@@ -252,8 +320,11 @@ class Catalog:
             view.indexes.setdefault(repository, {})[reference] = index
             view.roots[repository].update(entries)
 
-    def _index(self, path: str) -> tuple[Manifest, list[Digest]]:
-        """An index as it is served, and the manifests that it leads to, by their original digests."""
+    def _index(self, view: _View, path: str, shown: set[Digest]) -> tuple[Manifest, list[Digest]]:
+        """An index as it is served, and the manifests that it leads to, by their original digests.
+
+        Those are the ones that visible tags name, and what import keeps beside them (attestations).
+        """
         import hashlib
 
         content_id = layout.ref_target(path, self._repo.read_link(path) or "")
@@ -265,18 +336,24 @@ class Catalog:
         found = f"sha256:{hashlib.sha256(raw).hexdigest()}"
         if digest != found:
             raise DigestMismatch(path=path, wanted=digest, found=found)
+        entries = [entry.digest for entry in oci.parse_index(raw).manifests]
+        named = shown.intersection(entries)
+        beside = {other for one in named for other in tags.referrers(self._repo, one)}
         here: dict[str, tuple[Digest, int]] = {}
-        for entry in oci.parse_index(raw).manifests:
-            manifest = self._load(entry.digest)
-            if isinstance(manifest, Manifest):
-                here[entry.digest] = manifest.digest, len(manifest.raw)
+        for entry in entries:
+            if entry in named or entry in beside:
+                facts = self._facts_of(view, entry)
+                if facts is not None:
+                    here[entry] = facts.digest, facts.size
+        for one in named:
+            self._watch(view, f"{layout.REFERRERS}/{one}")
         served = plain_index(raw, digest, here)
         parsed = oci.parse_index(served)
         made = Manifest(
             digest=digest if served is raw else Digest.trusted(f"sha256:{hashlib.sha256(served).hexdigest()}"),
             original=digest,
             raw=served,
-            media_type=parsed.media_type or oci.MEDIA_TYPE_INDEX,
+            media_type=_one_of(parsed.media_type, _INDEX_TYPES),
             artifact_type=parsed.artifact_type,
             subject=parsed.subject.digest if parsed.subject is not None else None,
             annotations=dict(parsed.annotations),
@@ -322,57 +399,92 @@ class Catalog:
         if not any(row.place and row.place.repository == repository and row.tag.digest == digest for row in view.rows):
             view.roots[repository].discard(digest)
 
-    def _reached(self, view: _View, repository: str) -> dict[Digest, Manifest | NotServed]:
+    def _reached(self, view: _View, repository: str) -> list[Digest]:
         """The manifests of a repository, those of its tags and what refers to them, by original digest."""
-        found = view.reached.get(repository)
-        if found is None:
-            found = {}
-            pending = sorted(view.roots.get(repository, ()))
-            for index in view.indexes.get(repository, {}).values():
-                view.stamps[f"{layout.REFERRERS}/{index.original}"] = self._stamp(f"{layout.REFERRERS}/{index.original}")
-                pending.extend(self._referring(index.original))
-            for _ in range(_MAX_DEPTH):
-                following: list[Digest] = []
-                for digest in pending:
-                    if digest in found or len(found) > _MAX_REFERRERS:
-                        continue
-                    found[digest] = self._load(digest)
-                    path = f"{layout.REFERRERS}/{digest}"
-                    view.stamps[path] = self._stamp(path)
-                    following.extend(self._referring(digest))
-                pending = following
-            view.reached[repository] = found
-        return found
+        known = view.reached.get(repository)
+        if known is not None:
+            return known
+        pending = sorted(view.roots.get(repository, ()))
+        room = _MAX_REFERRERS + len(pending)
+        for index in view.indexes.get(repository, {}).values():
+            pending.extend(self._referring(view, index.original))
+        found: dict[Digest, None] = {}
+        for _ in range(_MAX_DEPTH):
+            following: list[Digest] = []
+            for digest in pending:
+                if digest not in found and len(found) < room:
+                    found[digest] = None
+                    self._facts_of(view, digest)
+                    following.extend(self._referring(view, digest))
+            pending = following
+        view.reached[repository] = list(found)
+        return view.reached[repository]
 
-    def _referring(self, digest: Digest) -> list[Digest]:
+    def _referring(self, view: _View, digest: Digest) -> list[Digest]:
         """What the refs of referrers say, as far as it is true."""
+        self._watch(view, f"{layout.REFERRERS}/{digest}")
         found = []
         for other in tags.referrers(self._repo, digest):
-            manifest = self._load(other)
-            if isinstance(manifest, Manifest) and manifest.subject == digest:
+            facts = self._facts_of(view, other)
+            if facts is not None and facts.subject == digest:
                 found.append(other)
         return found
 
+    def _watch(self, view: _View, path: str) -> None:
+        """Have a directory's changes noticed; that one is made is noticed in the directory above."""
+        stamp = self._stamp(path)
+        if stamp is not None:
+            view.stamps.setdefault(path, stamp)
+
     # -- manifests -----------------------------------------------------------------------------------------------------
+
+    def _facts_of(self, view: _View, digest: Digest) -> _Facts | None:
+        """What there is to know of a manifest, None where it is not served.  Raises Paused."""
+        if digest not in view.facts:
+            view.facts[digest] = self._find_facts(digest)
+        return view.facts[digest]
+
+    def _find_facts(self, digest: Digest) -> _Facts | None:
+        known = self._facts.get(digest)
+        if known is not None:
+            with suppress(CfsTagsError):
+                if self._repo.stream_object(ContentId.manifest(digest)) == known.stream:
+                    return known
+        if monotonic() > self.until:
+            raise Paused
+        return self._facts[digest] if isinstance(self._load(digest), Manifest) else None
 
     def _load(self, digest: Digest) -> Manifest | NotServed:
         try:
             stream = self._repo.stream_object(ContentId.manifest(digest))
+            if stream is None:
+                raise TargetNotFound(kind="manifest", name=digest)
             known = self._known.get(digest)
             if known is not None and known[0] == stream:
                 self._known.move_to_end(digest)
-                return known[1]
-            made = _manifest(self._repo, digest)
+                made: Manifest | NotServed = known[1]
+            else:
+                made = _manifest(self._repo, digest)
+                if isinstance(made, Manifest):
+                    self._remember(digest, stream, made)
         except (DamagedError, NotFoundError, UnsupportedError) as error:
             return NotServed(error.message)
-        if isinstance(made, Manifest) and stream is not None:
-            self._remember(digest, stream, made)
+        if isinstance(made, Manifest) and digest not in self._facts:
+            self._note(digest, stream, made)
         return made
+
+    def _note(self, digest: Digest, stream: ObjectId, made: Manifest) -> None:
+        names = array("q", map(hash, made.blobs))
+        facts = _Facts(stream, made.digest, len(made.raw), made.subject, hash(made.artifact_type), names)
+        self._facts[digest] = facts
+        if self._view is not None and digest in self._view.facts:
+            self._view.facts[digest] = facts  # what was missing may have come back
 
     def _remember(self, digest: Digest, stream: ObjectId, made: Manifest) -> None:
         replaced = self._known.pop(digest, None)
         if replaced is not None:
             self._weight -= _weight(replaced[1])
+        self._note(digest, stream, made)
         self._known[digest] = stream, made
         self._weight += _weight(made)
         while self._weight > _CACHE and len(self._known) > 1:
@@ -384,6 +496,11 @@ class Catalog:
 
 def _weight(manifest: Manifest) -> int:
     return 2000 + 4 * len(manifest.raw) + 1000 * len(manifest.blobs)
+
+
+def _one_of(found: str | None, known: Sequence[str]) -> str:
+    """A media type that is known; the first of them in place of another."""
+    return found if found is not None and found in known else known[0]
 
 
 def _moved(manifest: Manifest) -> NotServed:
@@ -420,7 +537,7 @@ def _manifest(repo: ReadRepo, digest: Digest) -> Manifest | NotServed:
         digest=digest if served is raw else Digest.trusted(f"sha256:{hashlib.sha256(served).hexdigest()}"),
         original=digest,
         raw=served,
-        media_type=manifest.media_type or oci.MEDIA_TYPE_MANIFEST,
+        media_type=_one_of(manifest.media_type, _MANIFEST_TYPES),
         artifact_type=manifest.artifact_type or config.media_type,
         subject=manifest.subject.digest if manifest.subject is not None else None,
         annotations=dict(oci.parse_manifest(served).annotations),

@@ -6,24 +6,36 @@ layout already stays.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cfs_tags.apps import blobs
 from cfs_tags.errors import FormatError, SystemFailure, TargetExists
 from cfs_tags.formats import oci
 from cfs_tags.repo import fsops
+from cfs_tags.repo.directory import Directory
+from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 
 if TYPE_CHECKING:
     from cfs_tags.values import Digest
 
 __all__ = ["ArchiveTarget", "BlobWriter", "LayoutTarget", "Target"]
 
+_BLOBS = "blobs"
+_MARK = "oci-layout"
+_TEMPORARY = ".index-"
 _REF_NAME = "org.opencontainers.image.ref.name"
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _BLOCK = 512
+_NAME = 100
+"""Bytes of a name in a ustar header."""
 _COPY = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class BlobWriter(Protocol):
@@ -58,87 +70,141 @@ class Target(Protocol):
 class LayoutTarget:
     """A directory, made if it is absent.
 
+    Args:
+        path: of the directory.
+        timeout: seconds to wait, at the end, for others that write its index.
+
     Raises:
         FormatError: something else is there.
         SystemFailure: the system refused.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._path = path
+        self._timeout = timeout
         parent, name = os.path.split(os.path.abspath(path))
         try:
             above = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 if name:
                     fsops.make_directory(above, name)
-                self._fd = os.open(name or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
             finally:
                 os.close(above)
+            self._top = Directory(path)
         except OSError as error:
             raise SystemFailure.of(error, "write", path) from error
+        self._directories: dict[str, int] = {}
         try:
-            self._index = self._read_index()
-            fsops.make_directory(self._fd, "blobs")
-        except OSError as error:
-            self.close()
-            raise SystemFailure.of(error, "write", path) from error
+            self._read_index()
+            self._directory(_BLOBS)
         except BaseException:
             self.close()
             raise
 
     def _read_index(self) -> dict[str, Any]:
-        from cfs_tags.repo.directory import Directory
-
-        with Directory(self._path) as directory:
-            data = directory.read_file("index.json", oci.MAX_INDEX)
-            if data is None:
-                if directory.names("."):
-                    raise FormatError(
-                        structure="OCI layout", offset=0, wanted="index.json", found="other files", path=self._path
-                    )
-                return {"schemaVersion": 2, "mediaType": oci.MEDIA_TYPE_INDEX, "manifests": []}
+        data = self._top.read_file("index.json", oci.MAX_INDEX)
+        if data is None:
+            found = [name for name in self._top.names(".") or () if not _is_ours(name)]
+            if found:
+                raise FormatError(structure="OCI layout", offset=0, wanted="index.json", found="other files", path=self._path)
+            return {"schemaVersion": 2, "mediaType": oci.MEDIA_TYPE_INDEX, "manifests": []}
         try:
             oci.parse_index(data)
         except FormatError as error:
             error.path = os.path.join(self._path, "index.json")
             raise
-        found: dict[str, Any] = json.loads(data)
-        return found
+        index: dict[str, Any] = json.loads(data)
+        return index
+
+    def _directory(self, path: str) -> int:
+        """A directory of blobs, made if it is absent, and never one that a link leads to."""
+        fd = self._directories.get(path)
+        if fd is None:
+            above, _, name = path.rpartition("/")
+            place = self._directories[above] if above else self._top.fd
+            try:
+                fsops.make_directory(place, name)
+                fd = os.open(name, _DIRECTORY, dir_fd=place)
+            except OSError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    where = os.path.join(self._path, path)
+                    raise FormatError(
+                        structure="OCI layout", offset=0, wanted="a directory", found="a link or a file", path=where
+                    ) from None
+                raise self._failure(error) from error
+            self._directories[path] = fd
+        return fd
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Whether the target has that blob already."""
+        """Whether the blob is there, and is what its name says: it is read for that."""
+        place = self._directory(f"{_BLOBS}/{digest.algorithm}")
         try:
-            status = os.stat(_blob(digest), dir_fd=self._fd, follow_symlinks=False)
+            fd = os.open(digest.hex, _FILE, dir_fd=place)
         except OSError:
             return False
-        return status.st_size == size
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+                return False
+            found = blobs.hasher(digest)
+            while data := os.read(fd, _COPY):
+                found.update(data)
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return bool(found.hexdigest() == digest.hex)
 
     def blob(self, digest: Digest | None, size: int | None) -> BlobWriter:
         """A writer for a blob of that digest and size, None where they are not known before."""
-        return _LayoutBlob(self._fd, self._path)
+        try:
+            return _LayoutBlob(self, fsops.open_unnamed(self._directory(_BLOBS), "."))
+        except OSError as error:
+            raise self._failure(error) from error
 
     def finish(self, descriptor: dict[str, Any], name: str | None) -> None:
-        """Name the manifest, after everything that it names is on disk."""
+        """Name the manifest, after everything that it names is on disk; what others added meanwhile stays."""
         entry = dict(descriptor)
         if name is not None:
             entry["annotations"] = {**entry.get("annotations", {}), _REF_NAME: name}
-        kept = [other for other in self._index["manifests"] if not _replaces(entry, other, name)]
-        self._index["manifests"] = [*kept, entry]
-        data = json.dumps(self._index, separators=(",", ":")).encode()
+        lock = Lock.of(self._top.fd, ".", self._path)
         try:
-            with suppress(FileExistsError):
-                fsops.create_file(self._fd, "oci-layout", _LAYOUT)
-            fsops.sync_filesystem(self._fd)
-            fsops.replace_file(self._fd, "index.json", data, f".index-{os.urandom(8).hex()}")
-            fsops.sync(self._fd)
+            fsops.sync_filesystem(self._top.fd)
+            with lock.hold("exclusive", self._top.fd, ".", self._timeout, queue=True):
+                index = self._read_index()
+                kept = [other for other in index["manifests"] if not _replaces(entry, other, name)]
+                index["manifests"] = [*kept, entry]
+                data = json.dumps(index, separators=(",", ":")).encode()
+                with suppress(FileExistsError):
+                    fsops.create_file(self._top.fd, _MARK, _LAYOUT)
+                fsops.replace_file(self._top.fd, "index.json", data, f"{_TEMPORARY}{os.urandom(8).hex()}")
+            fsops.sync(self._top.fd)
         except OSError as error:
-            raise SystemFailure.of(error, "write", self._path) from error
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Let go of the target; what was not finished is removed."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
+        self._top.close()
+
+    def _adopt(self, fd: int, digest: Digest) -> None:
+        place = self._directory(f"{_BLOBS}/{digest.algorithm}")
+        if fsops.adopt_object(fd, place, digest.hex):
+            return
+        # there, and not what its name says, or it would not have been written; or somebody else was faster
+        spare = f".{digest.hex[:16]}-{os.urandom(8).hex()}"
+        fsops.adopt_object(fd, place, spare)
+        fsops.rename(place, spare, digest.hex)
+
+    def _failure(self, error: OSError) -> SystemFailure:
+        return SystemFailure.of(error, "write", self._path)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether an export that was stopped, or is under way, leaves this name in a layout without an index."""
+    return name in (_BLOBS, _MARK) or name.startswith(_TEMPORARY)
 
 
 def _replaces(entry: dict[str, Any], other: dict[str, Any], name: str | None) -> bool:
@@ -147,30 +213,21 @@ def _replaces(entry: dict[str, Any], other: dict[str, Any], name: str | None) ->
 
 
 class _LayoutBlob:
-    def __init__(self, fd: int, path: str) -> None:
-        self._directory = fd
-        self._path = path
-        try:
-            self._fd = fsops.open_unnamed(fd, "blobs")
-        except OSError as error:
-            raise self._failure(error) from error
+    def __init__(self, layout: LayoutTarget, fd: int) -> None:
+        self._layout = layout
+        self._fd = fd
 
     def write(self, data: bytes) -> None:
         try:
             fsops.write(self._fd, data)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._layout._failure(error) from error
 
     def commit(self, digest: Digest) -> None:
         try:
-            fsops.make_directory(self._directory, f"blobs/{digest.algorithm}")
-            if not fsops.adopt_object(self._fd, self._directory, _blob(digest)):
-                # there, and not as long as it should be, or it would not have been written
-                spare = f"blobs/.{digest.hex[:16]}-{os.urandom(8).hex()}"
-                fsops.adopt_object(self._fd, self._directory, spare)
-                fsops.rename(self._directory, spare, _blob(digest))
+            self._layout._adopt(self._fd, digest)
         except OSError as error:
-            raise self._failure(error) from error
+            raise self._layout._failure(error) from error
 
     def close(self) -> None:
         """Let go of the target; what was not finished is removed."""
@@ -178,12 +235,9 @@ class _LayoutBlob:
             os.close(self._fd)
             self._fd = -1
 
-    def _failure(self, error: OSError) -> SystemFailure:
-        return SystemFailure.of(error, "write a blob in", self._path)
-
 
 def _blob(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"
+    return f"{_BLOBS}/{digest.algorithm}/{digest.hex}"
 
 
 class ArchiveTarget:
@@ -204,7 +258,7 @@ class ArchiveTarget:
             self._directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._refuse_existing()
             self._fd = fsops.open_unnamed(self._directory, ".")
-            self._file("oci-layout", _LAYOUT)
+            self._file(_MARK, _LAYOUT)
         except OSError as error:
             self.close()
             raise SystemFailure.of(error, "write", path) from error
@@ -315,19 +369,35 @@ class _ArchiveBlob:
 
 
 def _header(name: str, size: int, *, directory: bool = False) -> bytes:
+    """What stands before a file in a tar: a ustar header, and before that, where it has no room for the name, a PAX
+    header (POSIX pax, "pax Header Block").  The prefix of ustar is no help: the last part of a name has 100 bytes there."""
+    text = name.encode()
+    if len(text) <= _NAME:
+        return _block(text, size, b"5" if directory else b"0")
+    rest = b" path=%s\n" % text
+    length = len(rest)
+    while length != len(rest) + len(str(length)):
+        length = len(rest) + len(str(length))
+    record = b"%d%s" % (length, rest)
+    before = _block(b"PaxHeaders/0", len(record), b"x") + record + bytes(-len(record) % _BLOCK)
+    return before + _block(text[:_NAME], size, b"5" if directory else b"0")
+
+
+def _block(name: bytes, size: int, kind: bytes) -> bytes:
     """A ustar header; a size beyond 8 GiB in base 256, as GNU and Go write it."""
     length = b"%011o\0" % size if size < 1 << 33 else b"\x80" + size.to_bytes(11, "big")
     fields = (
-        name.encode().ljust(100, b"\0"),
-        b"0000755\0" if directory else b"0000644\0",
+        name.ljust(_NAME, b"\0"),
+        b"0000755\0" if kind == b"5" else b"0000644\0",
         b"0000000\0" * 2,
         length,
         b"%011o\0" % 0,
         b" " * 8,
-        b"5" if directory else b"0",
+        kind,
         bytes(100),
         b"ustar\x0000",
         bytes(64 + 16 + 155 + 12),
     )
     header = b"".join(fields)
+    assert len(header) == _BLOCK
     return header[:148] + b"%06o\0 " % sum(header) + header[156:]

@@ -1,7 +1,8 @@
 """The repository lock in a process that has many readers at once, and gives collectors their turn.
 
-flock knows no queue: readers that overlap keep an exclusive taker out for ever.  Here all readers of the process share one
-hold, which everybody gives back at least every :data:`TURN` seconds, and which is then not taken for :data:`PAUSE`.
+flock knows no queue: readers that overlap, or follow each other closely, keep an exclusive taker out for ever.  Here all
+readers of the process share one hold, which everybody gives back at least every :data:`TURN` seconds, and which is then not
+taken for :data:`PAUSE`.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ class Turns:
     Args:
         repo: whose lock.
         timeout: seconds to wait for it where somebody else has it exclusive.
+
+    Attributes:
+        timeout: the same.
     """
 
     def __init__(self, repo: ReadRepo, timeout: float) -> None:
         self._repo = repo
-        self._timeout = timeout
+        self.timeout = timeout
         self._held = ExitStack()
         self._shares = 0
-        self._since = 0.0
+        self._since = 0.0  # when the turn began: breaks too short for anybody else to notice do not end it
+        self._freed = float("-inf")
         self._not_before = 0.0
         self._queue = asyncio.Lock()
 
@@ -61,22 +66,26 @@ class Turns:
 
         Raises:
             LockTimeout: somebody else has the lock; names the holders.
+            TimeoutError: the turn is over, and what was begun in it does not end.
         """
-        deadline = monotonic() + self._timeout
+        deadline = monotonic() + self.timeout
         async with self._queue:
             while self.is_over and monotonic() < deadline:
                 await asyncio.sleep(_GATHER)
+            if self.is_over:
+                raise TimeoutError
             while self._shares == 0:
                 await asyncio.sleep(self._not_before - monotonic())
                 try:
                     self._held.enter_context(self._repo.locked("shared", 0))
                 except LockTimeout as late:
                     if monotonic() >= deadline:
-                        late.seconds = self._timeout
+                        late.seconds = self.timeout
                         raise
                     await asyncio.sleep(_POLL)
                     continue
-                self._since = monotonic()
+                if monotonic() - self._freed >= PAUSE:
+                    self._since = monotonic()
                 break
             self._shares += 1
 
@@ -86,7 +95,8 @@ class Turns:
         self._shares -= 1
         if self._shares == 0:
             self._held.close()
-            self._not_before = monotonic() + PAUSE if was_over else 0.0
+            self._freed = monotonic()
+            self._not_before = self._freed + PAUSE if was_over else 0.0
 
 
 class Share:

@@ -41,12 +41,13 @@ def command(
     from cfs_tags.apps import exporting
     from cfs_tags.cli.machine import machine
     from cfs_tags.cli.progress import Progress
+    from cfs_tags.cli.stopping import stoppable
 
     if compress not in exporting.COMPRESSIONS:
         known = ", ".join(exporting.COMPRESSIONS)
         raise InvalidArgument(argument="--compress", value=compress, reason=f"is none of {known}")
     where = exporting.parse_destination(destination)
-    with ctx.obj.open() as repo, Progress(not as_json) as progress:
+    with stoppable(), ctx.obj.open() as repo, Progress(not as_json) as progress:
         done = exporting.execute(repo, lambda: exporting.plan(repo, name, where, compress), machine(), timeout, progress)
     if as_json:
         _document(done)

@@ -10,7 +10,9 @@ import typer
 from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
 from cfs_tags.cli.session import note
-from cfs_tags.errors import BrokenRoots, InvalidArgument, printable
+from cfs_tags.cli.stopping import stoppable
+from cfs_tags.errors import BrokenRoots, InvalidArgument, TargetNotFound, printable
+from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -72,7 +74,8 @@ def command(
     )
     session = ctx.obj
     with session.open(write=True) as repo:
-        with_sysroot = session.sysroot is not None or repo.sysroot is not None
+        with_sysroot = sysroots.has_sysroot(ctx, repo, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted)
+        warnings = [TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)]
 
         def read() -> SysrootView:
             return sysroots.view_of(session, repo, boot, esp, run, booted)
@@ -82,7 +85,7 @@ def command(
                 with repo.locked("shared", timeout):
                     made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
             else:
-                with _stoppable(), _progress() as progress:
+                with stoppable(), _progress() as progress:
                     made = gc.collect(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )
@@ -91,9 +94,14 @@ def command(
                 _list_problems(error.problems)
             raise
     if as_json:
-        output.document("gc", _facts(made, dry_run))
+        output.document("gc", _facts(made, dry_run), warnings)
     else:
+        output.warn(warnings)
         _show(repo, made, dry_run)
+
+
+def _is_there(repo: ReadRepo, name: str) -> bool:
+    return any(name in (repo.names(tree) or ()) for tree in (layout.STREAMS, layout.IMAGES))
 
 
 def _bytes(text: str) -> int:
@@ -102,25 +110,6 @@ def _bytes(text: str) -> int:
     if not (number.isascii() and number.isdigit() and len(number) < 16 and unit in units) or int(number) == 0:
         raise InvalidArgument(argument="--free-bytes", value=text, reason="is no number of bytes: write 500M, 2G or 1000000")
     return int(number) * units[unit]
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A request to end (SIGTERM) stops a collection as Ctrl-C does, between two deletions."""
-    import signal
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL:  # who calls us wants it otherwise
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

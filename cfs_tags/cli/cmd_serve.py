@@ -13,9 +13,11 @@ from cfs_tags.cli.options import Json, LockTimeout, seconds
 from cfs_tags.errors import CommandLineError, Interrupted, MissingExtra, printable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
 
     from cfs_tags.apps.filling import Fillers
+    from cfs_tags.apps.logs import Log
     from cfs_tags.apps.served import Catalog
     from cfs_tags.repo.store import ReadRepo
 
@@ -90,37 +92,48 @@ def _need_h11() -> None:
 
 
 def _serve(repo: ReadRepo, catalog: Catalog, addresses: Sequence[str], timeout: float) -> None:
+    from cfs_tags.apps import listeners
     from cfs_tags.apps.filling import Fillers
     from cfs_tags.apps.httpd import BODIES
+    from cfs_tags.apps.logs import Log
 
     _raise_limit()
-    with Fillers(repo, BODIES) as fillers:  # before anything that a process should not have with it
-        _listen(repo, catalog, fillers, addresses, timeout)
+    sockets = listeners.inherited(os.environ, os.getpid()) if not addresses else []
+    wanted = addresses or ([] if sockets else [_DEFAULT])
+    # forked before there are threads, and before anything that a process should not have with it
+    with Fillers(repo, BODIES, unwanted=sockets) as fillers, Log(_write) as log:
+        made: list[str] = []
+        try:
+            for address in wanted:
+                sockets.append(listeners.listen(address))
+                made.append(address)
+            _run(repo, catalog, fillers, sockets, log, timeout)
+        finally:
+            for one in sockets:
+                one.close()
+            listeners.clear(made)
 
 
-def _listen(repo: ReadRepo, catalog: Catalog, fillers: Fillers, addresses: Sequence[str], timeout: float) -> None:
+def _run(
+    repo: ReadRepo, catalog: Catalog, fillers: Fillers, sockets: Sequence[socket.socket], log: Log, timeout: float
+) -> None:
     import asyncio
     import signal
 
     from cfs_tags.apps import listeners
     from cfs_tags.apps.httpd import Server
 
-    sockets = listeners.inherited(os.environ, os.getpid()) if not addresses else []
-    is_ours = not sockets
-    if is_ours:
-        sockets = [listeners.listen(address) for address in addresses or [_DEFAULT]]
-    names = [listeners.shown(one) for one in sockets]
-    for name, one in zip(names, sockets, strict=True):
-        _say(f"cfs-tag: serving {printable(repo.path)} at {printable(name)}")
+    for one in sockets:
+        log(f"cfs-tag: serving {printable(repo.path)} at {printable(listeners.shown(one))}")
         if not listeners.is_private(one):
-            _say("cfs-tag: warning: other machines can reach this address, and there is neither TLS nor a password")
+            log("cfs-tag: warning: other machines can reach this address, and there is neither TLS nor a password")
     for row in catalog.rows():
         if row.place is None:
-            _say(f"cfs-tag: not served: {printable(row.tag.name)}: {printable(row.note)}")
+            log(f"cfs-tag: not served: {printable(row.tag.name)}: {printable(row.note)}")
     got: list[int] = []
 
     async def run() -> None:
-        server = Server(repo, catalog, fillers, sockets, _say, timeout)
+        server = Server(repo, catalog, fillers, sockets, log, timeout)
 
         def stop(number: int) -> None:
             got.append(number)
@@ -132,13 +145,7 @@ def _listen(repo: ReadRepo, catalog: Catalog, fillers: Fillers, addresses: Seque
         if server.failure is not None:
             raise server.failure
 
-    try:
-        asyncio.run(run())
-    finally:
-        if is_ours:
-            for one in sockets:
-                one.close()
-            listeners.clear(addresses)
+    asyncio.run(run())
     if signal.SIGINT in got:
         raise Interrupted
 
@@ -153,13 +160,19 @@ def _raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _say(line: str) -> None:
-    """A line of the log.  A log that nobody can read is no reason to stop."""
+def _write(text: str) -> None:
+    """Write to the log.  Not through the stream: one that waits would keep the program from ending."""
+    if sys.stderr is None:  # closed by who started us; its number may be another file's now
+        return
     try:
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
+        fd = sys.stderr.fileno()
+    except OSError:  # a test's
+        sys.stderr.write(text)
+        return
+    data = text.encode(errors="backslashreplace")
+    with os.fdopen(fd, "wb", 0, closefd=False) as raw:
+        while data:
+            data = data[raw.write(data) :]
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------

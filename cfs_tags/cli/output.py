@@ -136,6 +136,8 @@ def _say(message: str, hint: str | None) -> None:
     text = f"cfs-tag: {message}\n"
     if hint is not None:
         text += f"hint: {printable(hint)}\n"
+    if sys.stderr is None:  # closed by who started us
+        return
     with suppress(OSError):  # nobody listens: the exit status still tells
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -41,14 +42,23 @@ __all__ = [
     "CONTENT_TYPE_LAYER",
     "CONTENT_TYPE_MANIFEST",
     "MAX_NAMED_REFS",
+    "MAX_SIZE",
     "PIECE_SIZE",
     "SplitStream",
     "Writer",
     "chunks",
+    "looks_like_one",
     "parse",
     "parse_refs",
+    "salvage_refs",
     "sole_object",
 ]
+
+MAX_SIZE = 1 << 30
+"""Bytes of the longest splitstream that is read.
+
+A layer has 64 bytes in it for each large file, and its headers compressed: 16 million files fit.  A file of any size that takes
+no room on the disk is quickly made, and reading it takes memory."""
 
 CONTENT_TYPE_MANIFEST = int.from_bytes(b"ocimanif", "little")
 """An image manifest: one external object, the manifest as fetched."""
@@ -188,6 +198,38 @@ def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memory
         _array(view, "stream_refs", info[0], info[1], found.size),
         _array(view, "object_refs", info[2], info[3], found.size),
     )
+
+
+def looks_like_one(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (32 or more) has the magic of a splitstream, in either header."""
+    return _MAGIC in (head[:11], head[18:29])
+
+
+def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
+    """What a damaged or newer splitstream still seems to refer to: for a collector that must rather keep too much.
+
+    Neither magic, version, names nor body are looked at, and both headers are tried: if the numbers of an info section lead
+    to arrays of digests, these are taken.
+
+    Args:
+        data: the whole file.
+        algorithm: what the repository uses.
+
+    Returns:
+        As :func:`parse_refs`, as bytes; both empty where nothing can be read.
+    """
+    view = memoryview(data)
+    streams, objects = b"", b""
+    if len(view) >= _HEADER_SIZE:
+        for start, end in (_HEADER.unpack_from(view)[5:], _OLD_HEADER.unpack_from(view)[:2]):
+            if end - start < _INFO.size or end > len(view):
+                continue
+            info = _INFO.unpack_from(view, start)
+            with suppress(FormatError):
+                streams += bytes(_array(view, "stream_refs", info[0], info[1], algorithm.size))
+            with suppress(FormatError):
+                objects += bytes(_array(view, "object_refs", info[2], info[3], algorithm.size))
+    return streams, objects
 
 
 def chunks(stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None) -> Iterator[bytes | ObjectId]:

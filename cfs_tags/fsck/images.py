@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     from cfs_tags.fsck.links import Links
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["MissingLink", "Streams", "split_content_id", "wanted_algorithm"]
+__all__ = ["KINDS", "MissingLink", "Streams", "split_content_id", "wanted_algorithm"]
 
 _MANIFEST = "oci-manifest-"
 _CONFIG = "oci-config-"
 _LAYER = "oci-layer-"
 _BLOB = "oci-blob-"
 _CONFIG_KEY = "config:"
-_KINDS = {
+KINDS = {
     _MANIFEST: (splitstream.CONTENT_TYPE_MANIFEST,),
     _CONFIG: (splitstream.CONTENT_TYPE_CONFIG,),
     # what is no tar is kept as a blob under either name
     _LAYER: (splitstream.CONTENT_TYPE_LAYER, splitstream.CONTENT_TYPE_BLOB),
     _BLOB: (splitstream.CONTENT_TYPE_BLOB,),
 }
+"""By the start of a content id, the content types of the streams that may be called so."""
 _WORDS = {
     splitstream.CONTENT_TYPE_MANIFEST: "a manifest",
     splitstream.CONTENT_TYPE_CONFIG: "a config",
@@ -131,7 +132,7 @@ class Streams:
         if kind == "" or facts.kind == 0:
             return
         path = f"streams/{name}"
-        if facts.kind not in _KINDS[kind]:
+        if facts.kind not in KINDS[kind]:
             message = f"object {target[:12]}… is {_WORDS.get(facts.kind, 'something else')}"
             self.findings.append(finding("wrong-stream-link", path, message))
             return
@@ -198,7 +199,7 @@ class Streams:
         facts = self.facts(target, f"{key} of {path}", digest.partition(":")[0])
         if facts.kind == 0:
             return None  # missing or unreadable, and said
-        kinds = {kind for prefix in prefixes for kind in _KINDS[prefix]}
+        kinds = {kind for prefix in prefixes for kind in KINDS[prefix]}
         algorithm = digest.partition(":")[0]
         other = facts.digest and facts.digest.partition(":")[0] == algorithm and facts.digest != digest
         if facts.kind not in kinds or (other and not self.names.get(target)):
@@ -247,7 +248,7 @@ def split_content_id(name: str) -> tuple[str, str]:
     >>> split_content_id("oci-layer-sha256:00")
     ('oci-layer-', 'sha256:00')
     """
-    for prefix in _KINDS:
+    for prefix in KINDS:
         if name.startswith(prefix):
             return prefix, name[len(prefix) :]
     return "", ""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ImageFacts", "StreamFacts", "check_image", "check_stream"]
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MAX = 1 << 30
-"""Bytes of the longest splitstream or image that is read."""
 _MAX_JSON = 16 << 20
 _DIGESTS = ("sha256", "sha384", "sha512")
 
@@ -89,7 +87,7 @@ def check_stream(
     """
     empty = StreamFacts(name, False, 0, (), (), "", "", False, (), (), "", ())
     try:
-        data = _read(repo, name, _MAX)
+        data = _read(repo, name, splitstream.MAX_SIZE)
         stream = splitstream.parse(data, repo.algorithm)
     except FileNotFoundError:
         return empty._replace(missing=(name,))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,13 @@ from typing import Any
 import pytest
 
 from cfs_tags import Repository
+from cfs_tags.apps import exporting
 from cfs_tags.apps.plain import ORIGINAL_DIGEST
-from cfs_tags.errors import DigestMismatch, FormatError, InvalidArgument, MissingObject, TagNotFound, TargetExists
+from cfs_tags.apps.workplace import run
+from cfs_tags.errors import DigestMismatch, FormatError, InvalidArgument, LockTimeout, MissingObject, TagNotFound, TargetExists
 from cfs_tags.values import ContentId, Digest
 from support import tars
+from support.handmade import REFUSED, TARS
 from support.images import (
     Image,
     Layer,
@@ -29,23 +37,25 @@ from support.images import (
     directory,
     file,
     hardlink,
+    opaque,
     random_bytes,
     skopeo_copy,
     static_image,
     symlink,
     umoci_truncated_image,
+    whiteout,
 )
 from support.importing import export_image, import_image
 from support.interrupt import count_calls, every_stop, torn_after
 from support.peers import clean_environment
-from support.trees import tree
+from support.trees import Node, tree
 
 NewRepo = Callable[..., Path]
 COMPRESSIONS = ("none", "gzip", "zstd")
 
 
 def rich_image(layout: Path, compression: str = "gzip") -> Image:
-    """Two layers with a bit of everything that a rootless tool can unpack."""
+    """Layers with a bit of everything that a rootless tool can unpack."""
     entries = [
         directory("usr/bin"),
         file("usr/bin/large", random_bytes("large", 3_000_001), 0o755),
@@ -53,8 +63,14 @@ def rich_image(layout: Path, compression: str = "gzip") -> Image:
         hardlink("usr/bin/hard", "usr/bin/text"),
         symlink("usr/bin/soft", "text"),
         file("usr/" + "n" * 250, b"x" * 65),
+        whiteout("usr/share/base"),
+        directory("usr/lib"),
+        opaque("usr/lib"),
+        file("usr/lib/new", b"n" * 65),
     ]
-    return build_image(layout, "app", [base_layer().compressed(compression), Layer(entries, compression)])
+    return build_image(
+        layout, "app", [base_layer().compressed(compression), Layer(entries, compression), Layer([], compression)]
+    )
 
 
 @pytest.fixture
@@ -84,11 +100,24 @@ def blob(layout: Path, digest: str) -> bytes:
     return (layout / "blobs/sha256" / digest.removeprefix("sha256:")).read_bytes()
 
 
-def image_id(skopeo: Path, source: str) -> str:
-    import hashlib
+def put(layout: Path, data: bytes) -> dict[str, Any]:
+    """Put a blob into a layout; its digest and size."""
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs/sha256" / digest).write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
 
+
+def image_id(skopeo: Path, source: str) -> str:
     done = subprocess.run([skopeo, "inspect", "--raw", "--config", source], capture_output=True, check=True, timeout=60)
     return f"sha256:{hashlib.sha256(done.stdout).hexdigest()}"
+
+
+def files_of(umoci: Path, layout: Path, work: Path) -> dict[str, Node]:
+    """The file tree of an image, as umoci unpacks it."""
+    words = [umoci, "unpack", "--rootless", "--image", f"{layout}:app", work]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    assert os.stat(work / "rootfs/usr/bin/hard").st_nlink == 2
+    return tree(work / "rootfs")
 
 
 @pytest.mark.parametrize("kept", COMPRESSIONS)
@@ -130,20 +159,14 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
     export_image(repo, "app", f"oci:{tmp_path}/out:app", compression)
     export_image(repo, "app", f"oci-archive:{tmp_path}/out.tar:app", compression)
     skopeo_copy(skopeo, f"oci-archive:{tmp_path}/out.tar:app", f"oci:{tmp_path}/unpacked:app")
-    trees = []
     layouts = [tmp_path / "layout", tmp_path / "out", tmp_path / "unpacked"]
     if compression == "zstd":  # umoci knows no zstd: it sees what skopeo makes of it
         skopeo_copy(skopeo, f"oci:{tmp_path}/out:app", f"oci:{tmp_path}/gzip:app", "--dest-compress-format", "gzip")
         layouts[1:] = [tmp_path / "gzip"] * 2
-    for number, layout in enumerate(layouts):
-        work = tmp_path / f"bundle-{number}"
-        subprocess.run(
-            [umoci, "unpack", "--rootless", "--image", f"{layout}:app", work], check=True, capture_output=True, timeout=60
-        )
-        trees.append(tree(work / "rootfs"))
-        stat = os.stat(work / "rootfs/usr/bin/hard")
-        assert stat.st_nlink == 2
+    trees = [files_of(umoci, layout, tmp_path / f"bundle-{number}") for number, layout in enumerate(layouts)]
     assert trees[0] == trees[1] == trees[2]
+    assert "usr/lib/new" in trees[0]
+    assert not {"usr/share/base", "usr/lib/os-release"} & trees[0].keys()
     runroot = short_directory()  # podman takes 50 characters at most
     store = ["--root", f"{tmp_path}/store", "--runroot", runroot, "--storage-driver", "vfs"]
     environment = clean_environment(tmp_path)
@@ -160,20 +183,26 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
         [podman, *store, "images", "--no-trunc", "-q"], capture_output=True, text=True, env=environment, timeout=60, check=True
     )
     assert listed.stdout.split() == [image.config_digest]
+    saved = [podman, *store, "save", "-q", "--format", "oci-archive", "-o", tmp_path / "saved.tar", image.config_digest]
+    subprocess.run(saved, capture_output=True, env=environment, timeout=120, check=True)
+    skopeo_copy(skopeo, f"oci-archive:{tmp_path}/saved.tar", f"oci:{tmp_path}/saved:app")
+    assert files_of(umoci, tmp_path / "saved", tmp_path / "bundle-podman") == trees[0]
 
 
-def test_hand_made_tars_come_out_bit_for_bit(repo: Path, tmp_path: Path) -> None:
-    layers = [
-        tars.RawLayer(tars.usr() + tars.entry(b"usr/f", b"x" * 70) + bytes(512)),
-        tars.RawLayer((tars.usr() + tars.entry(b"usr/f", b"x" * 70))[:-400]),
-        tars.RawLayer(tars.usr() + tars.END + b"behind the end"),
-        tars.RawLayer(tars.END),
-    ]
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_hand_made_tars_come_out_bit_for_bit(compression: str, skopeo: Path, repo: Path, tmp_path: Path) -> None:
+    """As plain tars, and as what skopeo unpacks of the compressed ones."""
+    layers = [tars.RawLayer(data) for data in (*TARS.values(), *REFUSED.values(), tars.usr() + tars.END + b"behind the end")]
     image = build_image(tmp_path / "layout", "app", layers)
     import_image(repo, image.source)
-    export_image(repo, "app", f"oci:{tmp_path}/out:app")
+    export_image(repo, "app", f"oci:{tmp_path}/out:app", compression)
+    found = tmp_path / "out/blobs/sha256"
+    if compression != "none":
+        skopeo_copy(skopeo, f"oci:{tmp_path}/out:app", f"dir:{tmp_path}/plain", "--dest-decompress")
+        found = tmp_path / "plain"
     for layer in layers:
-        assert blob(tmp_path / "out", layer.diff_id) == layer.tar
+        assert (found / layer.diff_id.removeprefix("sha256:")).read_bytes() == layer.tar
+    assert image_id(skopeo, f"oci:{tmp_path}/out:app") == image.config_digest
 
 
 def test_images_that_cfsctl_cannot_pull_are_exported_like_any_other(
@@ -290,8 +319,8 @@ def test_stopped_anywhere_an_export_names_nothing_that_is_not_whole(transport: s
         if (out / "index.json").exists():
             for descriptor in [(manifest := manifest_of(out))["config"], *manifest["layers"]]:
                 assert len(blob(out, descriptor["digest"])) == descriptor["size"]
-        if not out.exists() or not any(out.iterdir()) or (out / "index.json").exists():
-            export_image(repo, "app", f"oci:{out}:app")
+        export_image(repo, "app", f"oci:{out}:app")
+        assert [blob(out, layer["digest"]) for layer in manifest_of(out)["layers"]] == [image.layers[0].tar]
 
 
 def test_a_layer_that_is_in_the_layout_already_is_not_written_again(repo: Path, tmp_path: Path) -> None:
@@ -301,3 +330,131 @@ def test_a_layer_that_is_in_the_layout_already_is_not_written_again(repo: Path, 
     with count_calls() as calls:
         export_image(repo, "app", f"oci:{tmp_path}/out:app")
     assert "open_unnamed" not in calls.names
+
+
+def test_a_name_too_long_for_a_tar_header_is_written_as_every_tool_reads_it(
+    skopeo: Path, new_repo: NewRepo, tmp_path: Path
+) -> None:
+    layer = Layer([directory("usr"), file("usr/f", b"x" * 70)])
+    plain = build_image(tmp_path / "layout", "plain", [layer])
+    diff_id = f"sha512:{hashlib.sha512(layer.tar).hexdigest()}"
+    config = json.loads(plain.config_bytes)
+    config["rootfs"]["diff_ids"] = [diff_id]
+    raw = put(plain.layout, json.dumps(config).encode())
+    image = put(plain.layout, json.dumps({**plain.manifest, "config": {**plain.manifest["config"], **raw}}).encode())
+    index = {"schemaVersion": 2, "manifests": [{"mediaType": plain.descriptor["mediaType"], **image}]}
+    (plain.layout / "index.json").write_text(json.dumps(index))
+    ours, again = new_repo(tmp_path / "ours"), new_repo(tmp_path / "again")
+    import_image(ours, f"oci:{plain.layout}")
+    out = tmp_path / "out.tar"
+    export_image(ours, "app", f"oci-archive:{out}:app")
+    name = f"blobs/sha512/{diff_id[7:]}"
+    with tarfile.open(out) as archive:
+        assert name in archive.getnames()
+        content = archive.extractfile(name)
+        assert content is not None
+        assert content.read() == layer.tar
+    listed = subprocess.run(["tar", "tf", out], capture_output=True, text=True, check=True, timeout=60)
+    assert name in listed.stdout.splitlines()
+    assert listed.stderr == ""
+    assert image_id(skopeo, f"oci-archive:{out}:app") == raw["digest"]
+    import_image(again, f"oci-archive:{out}:app")
+    stream = f"streams/oci-layer-{diff_id}"
+    assert (again / stream).readlink() == (ours / stream).readlink()
+
+
+def test_a_blob_of_the_layout_that_is_not_what_its_name_says_is_written_again(repo: Path, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [base_layer().compressed("none")])
+    import_image(repo, image.source)
+    for compression in COMPRESSIONS:
+        out = tmp_path / compression
+        export_image(repo, "app", f"oci:{out}:app", compression)
+        for path in (out / "blobs/sha256").iterdir():
+            path.write_bytes(path.read_bytes()[:-1] + b"!")
+        export_image(repo, "app", f"oci:{out}:app", compression)
+        for path in (out / "blobs/sha256").iterdir():
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+@pytest.mark.parametrize("link", ["blobs", "blobs/sha256"])
+def test_nothing_is_written_through_a_link_in_the_layout(link: str, repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (out / link).parent.mkdir(parents=True)
+    (out / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    (out / link).symlink_to(elsewhere)
+    with pytest.raises(FormatError):
+        export_image(repo, "app", f"oci:{out}:app")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_exports_into_one_layout_at_the_same_time_are_all_named(repo: Path, tmp_path: Path) -> None:
+    names = [f"app-{number}" for number in range(6)]
+    for name in names:
+        import_image(
+            repo, build_image(tmp_path / "layout", name, [Layer([directory("usr"), file("usr/f", name.encode())])]).source, name
+        )
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "export"]
+    running = [subprocess.Popen([*words, name, f"oci:{out}:{name}"], stdout=subprocess.DEVNULL) for name in names]
+    assert [one.wait(60) for one in running] == [0] * len(names)
+    for name in names:
+        assert manifest_of(out, name)
+
+
+def test_a_layout_whose_index_somebody_else_keeps_locked_is_waited_for_with_a_deadline(repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out = tmp_path / "out"
+    out.mkdir()
+    fd = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    with pytest.raises(LockTimeout):
+        export_image(repo, "app", f"oci:{out}:app", timeout=0.2)
+    os.close(fd)
+    export_image(repo, "app", f"oci:{out}:app", timeout=0.2)
+
+
+def test_the_repository_is_free_while_skopeo_uploads(
+    skopeo: Path, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    free: list[bool] = []
+
+    def upload(program: str, *words: str) -> bytes:
+        fd = os.open(repo, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(True)
+        finally:
+            os.close(fd)
+        return run(program, *words)
+
+    monkeypatch.setattr(exporting, "run", upload)
+    export_image(repo, "app", f"dir:{tmp_path}/dir")
+    assert free == [True]
+    assert (tmp_path / "dir/manifest.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_export_that_is_told_to_end_leaves_no_temporary_files_and_no_skopeo(
+    number: signal.Signals, repo: Path, tmp_path: Path
+) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    programs, temporary, pid = tmp_path / "bin", tmp_path / "tmp", tmp_path / "pid"
+    programs.mkdir()
+    temporary.mkdir()
+    (programs / "skopeo").write_text(f"#!/bin/sh\necho $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 60\n")
+    (programs / "skopeo").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
+    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "export", "app", f"dir:{tmp_path}/out"]
+    with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as running:
+        until = time.monotonic() + 30
+        while not pid.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        running.send_signal(number)
+        assert running.wait(20) == 130
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)

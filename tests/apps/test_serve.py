@@ -27,6 +27,7 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.apps import httpd, turns
+from cfs_tags.apps.importing import Options
 from cfs_tags.apps.plain import ORIGINAL_DIGEST
 from cfs_tags.cli.main import main
 from cfs_tags.formats import layout, splitstream
@@ -46,8 +47,9 @@ from support.images import (
     random_bytes,
     skopeo_copy,
 )
-from support.peers import Cfsctl, find_peer
-from support.serving import Served, client, fetch, program, serving
+from support.importing import import_image
+from support.peers import Cfsctl
+from support.serving import Served, client, exclusive, fetch, program, serving
 
 WEB, PLAIN, ZSTD, BOOTC = "quay.io/apps/web", "quay.io/apps/plain", "quay.io/apps/z", "localhost/bootc-sha256"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -144,23 +146,6 @@ def _stream(repo: WriteRepo, content_id: ContentId, kind: int, content: bytes, r
         writer.add_named_ref(name, target)
     writer.add_external(repo.add_object(content), len(content))
     return repo.add_stream(content_id, writer.finish())
-
-
-def exclusive(repo: Path, seconds: float) -> float:
-    """Take the repository lock as a collector does that looks every 50 ms; how long it took."""
-    began = time.monotonic()
-    fd = os.open(repo, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return time.monotonic() - began
-            except BlockingIOError:
-                if time.monotonic() - began > seconds:
-                    pytest.fail(f"no exclusive lock within {seconds} s")
-                time.sleep(0.05)
-    finally:
-        os.close(fd)
 
 
 # -- the protocol ------------------------------------------------------------------------------------------------------
@@ -262,6 +247,13 @@ def test_a_part_of_a_blob_is_that_part(served: Served, shop: Shop) -> None:
         assert answer.status == 206
         assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(tar)}"
         assert answer.body == tar[first : last + 1], (first, last)
+
+
+def test_head_knows_no_ranges(served: Served, shop: Shop) -> None:
+    path = f"/v2/{PLAIN}/blobs/{shop.plain.diff_ids[0]}"
+    answer = served.get(path, "HEAD", {"Range": "bytes=0-3"})
+
+    assert (answer.status, int(answer.headers["content-length"])) == (200, len(shop.plain.layers[0].tar))
 
 
 def test_ranges_follow_http(served: Served, shop: Shop) -> None:
@@ -406,6 +398,17 @@ def test_private_tags_and_leases_are_served_and_the_trash_is_not(shop: Shop) -> 
         assert served.get(f"/v2/{WEB}/tags/list").json["tags"] == ["stable"]
 
 
+def test_a_manifest_cannot_say_that_it_is_a_page(shop: Shop, tmp_path: Path) -> None:
+    chart = build_artifact(tmp_path / "artifacts", "chart", [("application/x", b"chart")])
+    raw = json.dumps({**chart.manifest, "mediaType": "text/html", "annotations": {"x": "<script>alert(1)</script>"}}).encode()
+    page = chart._replace(manifest_bytes=raw, manifest_digest=f"sha256:{hashlib.sha256(raw).hexdigest()}")
+    store_artifact(shop.repo, page, shop.plain.manifest_digest, tag="page:1")
+    with serving(shop.repo) as served:
+        answer = served.get("/v2/page/manifests/1")
+        assert (answer.body, answer.headers["content-type"]) == (raw, MANIFEST_TYPE)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 def test_a_change_of_a_tag_is_seen_at_once(served: Served, shop: Shop, cfsctl: Cfsctl) -> None:
     for round_ in range(5):
         assert served.get(f"/v2/new/manifests/{round_}").status == 404
@@ -539,10 +542,7 @@ def test_cfsctl_of_another_host_pulls_the_same_image(
     assert cfsctl.tags(other)[PLAIN] == shop.plain.manifest_digest
 
 
-def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_path: Path) -> None:
-    suite = find_peer("conformance")
-    if suite is None:
-        pytest.skip("the conformance suite of the distribution specification is not installed")
+def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, conformance: Path, tmp_path: Path) -> None:
     manifest = served.get(f"/v2/{ZSTD}/manifests/2")
     blobs = [shop.zstd.config_digest, *shop.zstd.diff_ids]
     settings = {
@@ -558,7 +558,9 @@ def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_p
         "OCI_RO_DATA_BLOBS": " ".join(blobs),
         "OCI_RO_DATA_REFERRERS": shop.zstd.manifest_digest,
     }
-    said = subprocess.run([suite], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False).stdout.decode()
+    said = subprocess.run(
+        [conformance], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False
+    ).stdout.decode()
     counts = dict(re.findall(r"^  (Pass|FAIL|Error)\.*: +(\d+)$", said, re.MULTILINE))
 
     assert int(counts["Pass"]) >= 15, said
@@ -681,6 +683,15 @@ def test_a_huge_head_is_refused(served: Served) -> None:
     assert b" 431 " in talk(served.address, b"GET /v2/" + b"a" * 100_000).split(b"\r\n")[0]
 
 
+@pytest.mark.parametrize(("size", "status"), [(16_384, b"404"), (16_385, b"431"), (20_000, b"431")])
+def test_the_size_of_a_head_is_counted_however_it_comes(served: Served, size: int, status: bytes) -> None:
+    frame = b"GET /v2/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    request = frame % (b"a" * (size - len(frame) + 2))
+    assert len(request) == size
+    for first in (b"", b"GET /v2/ HTTP/1.1\r\nHost: x\r\n\r\n"):
+        assert b"HTTP/1.1 " + status + b" " in talk(served.address, first + request)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -713,6 +724,32 @@ def test_smuggled_requests_are_not_answered(served: Served) -> None:
 
     assert answer.count(b"HTTP/1.1") == 1
     assert b"repositories" not in answer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"Content-Length: 4\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 45\r\n",
+        b"Content-Length: 45\r\nTransfer-Encoding: chunked\r\n",
+        b"Content-Length: 45\r\nTransfer-Encoding: xchunked\r\n",
+    ],
+)
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT"])
+def test_after_a_request_that_has_a_body_nothing_is_read(served: Served, method: bytes, fields: bytes) -> None:
+    inner = b"0\r\n\r\nGET /v2/_catalog HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = talk(served.address, method + b" /v2/ HTTP/1.1\r\nHost: x\r\n" + fields + b"\r\n" + inner)
+
+    assert answer.startswith((b"HTTP/1.1 405 ", b"HTTP/1.1 501 ") if method == b"PUT" else (b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"repositories" not in answer
+
+
+def test_a_body_of_no_bytes_is_none(served: Served) -> None:
+    answer = talk(served.address, b"GET /v2/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_requests_in_a_row_are_answered_in_order(served: Served) -> None:
@@ -750,8 +787,26 @@ def test_a_thousand_silent_connections_shut_nobody_out(shop: Shop, tmp_path: Pat
         assert running.stop() == 0
 
 
+def test_a_thousand_readers_that_take_nothing_shut_out_neither_others_nor_collectors(shop: Shop, tmp_path: Path) -> None:
+    with program(shop.repo, tmp_path / "log") as running:
+        host, _, port = running.address.rpartition(":")
+        request = f"GET /v2/large/blobs/{shop.large.diff_ids[0]} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        crowd = [socket.create_connection((host, int(port)), 20) for _ in range(1000)]
+        try:
+            for connection in crowd:
+                connection.sendall(request)
+            assert running.get(f"/v2/{WEB}/manifests/1").status == 200
+            assert running.get(f"/v2/{WEB}/blobs/{shop.web.config_digest}").body == shop.web.config_bytes
+            assert exclusive(shop.repo, 10) < 10
+        finally:
+            for connection in crowd:
+                connection.close()
+        assert running.stop() == 0
+
+
 def test_where_all_connections_are_taken_the_longest_idle_one_goes(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(httpd, "CONNECTIONS", 10)
+    monkeypatch.setattr(httpd, "YOUNG_SECONDS", 0.05)
     with serving(shop.repo) as served:
         host, _, port = served.address.rpartition(":")
         crowd = [socket.create_connection((host, int(port)), 20) for _ in range(40)]
@@ -879,6 +934,72 @@ def test_an_address_that_is_none_is_refused(shop: Shop, capsys: pytest.CaptureFi
     assert "listen" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("address", ["a..b:5000", "x" * 64 + ".example:5000"])
+def test_a_name_that_no_host_can_have_is_a_wrong_option(shop: Shop, capsys: pytest.CaptureFixture[str], address: str) -> None:
+    assert main(["--repo", str(shop.repo), "serve", "--listen", address]) == 2
+    assert "names no host" in capsys.readouterr().err
+
+
+def test_where_one_address_of_several_fails_no_socket_is_left(
+    shop: Shop, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--listen", f"unix:{tmp_path}/socket", "--listen", "127.0.0.1:99999"]
+    assert main(["--repo", str(shop.repo), "serve", *words]) == 2
+    assert list(tmp_path.glob("socket")) == []
+    assert "127.0.0.1:99999" in capsys.readouterr().err
+
+
+def test_descriptors_that_are_no_sockets_are_said_to_be(shop: Shop) -> None:
+    code = (
+        "import os, sys\n"
+        "from cfs_tags.cli.main import main\n"
+        "os.environ.update(LISTEN_FDS='40', LISTEN_PID=str(os.getpid()))\n"
+        "sys.exit(main(['--repo', sys.argv[1], 'serve']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, shop.repo], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "of LISTEN_FDS=40" in done.stderr
+
+
+def test_without_standard_error_the_registry_is_served_all_the_same(shop: Shop, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
+    with subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *words]) as running:
+        until = time.monotonic() + 20
+        while not (tmp_path / "s").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert fetch(f"unix:{tmp_path}/s", f"/v2/{WEB}/manifests/1").status == 200
+        running.terminate()
+        assert running.wait(20) == 0
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing(shop: Shop, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
+    with subprocess.Popen(words, stderr=writer) as running:
+        os.close(writer)
+        until = time.monotonic() + 20
+        while not (tmp_path / "s").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        connection = client(f"unix:{tmp_path}/s")
+        for _ in range(3000):
+            connection.request("GET", "/v2/" + "a" * 300)
+            assert connection.getresponse().read()
+        connection.close()
+        running.terminate()
+        assert running.wait(20) == 0
+    assert not (tmp_path / "s").exists()
+    os.close(reader)
+
+
+def test_a_target_is_logged_in_part_where_it_is_long(served: Served) -> None:
+    talk(served.address, b"GET /v2/%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % (b"a" * 10_000))
+
+    assert len(served.log[-1]) < 400
+
+
 def test_without_the_http_library_the_command_says_how_to_get_it(
     shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -902,7 +1023,7 @@ def test_a_tag_whose_index_was_kept_stands_for_the_images_of_it_that_are_there(
     original = build_index(source, "both", images)
     words = ["--keep-index", "--all-platforms", f"oci:{source}:both", "quay.io/apps/both:1"]
     assert main(["--repo", str(repo), "import", *words]) == 0
-    with serving(repo, ["*/both:1"]) as served:
+    with serving(repo, ["*/both:1*"]) as served:
         answer = served.get("/v2/quay.io/apps/both/manifests/1")
         index = answer.json
         assert answer.headers["content-type"] == "application/vnd.oci.image.index.v1+json"
@@ -917,3 +1038,45 @@ def test_a_tag_whose_index_was_kept_stands_for_the_images_of_it_that_are_there(
             skopeo_copy(skopeo, name, f"dir:{tmp_path}/{architecture}", *options)
             config = tmp_path / architecture / image.config_digest.removeprefix("sha256:")
             assert config.read_bytes() == image.config_bytes
+
+
+def test_an_index_leads_to_nothing_that_no_tag_of_those_shown_names(new_repo: Callable[..., Path], tmp_path: Path) -> None:
+    source, repo = tmp_path / "layout", new_repo()
+    hidden = app_image(tmp_path / "other", "hidden", config={"architecture": "arm64"})
+    shown = app_image(source, "amd64", config={"architecture": "amd64"})
+    build_index(source, "both", {"amd64": shown, "arm64": hidden})
+    import_image(repo, hidden.source, "internal/hidden:1")
+    import_image(repo, f"oci:{source}:both", "pub/app:1", Options(keep_index=True))
+    with serving(repo, ["pub/*"]) as served:
+        entries = served.get("/v2/pub/app/manifests/1").json["manifests"]
+        assert [entry["platform"]["architecture"] for entry in entries] == ["amd64"]
+        for other in ("pub/app", "internal/hidden"):
+            assert served.get(f"/v2/{other}/manifests/{hidden.manifest_digest}").status == 404
+            for digest in (hidden.config_digest, *hidden.diff_ids[1:]):
+                assert served.get(f"/v2/{other}/blobs/{digest}").status == 404
+
+
+def test_an_index_is_the_same_for_a_server_that_has_run_for_long_and_for_a_new_one(
+    new_repo: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, repo = tmp_path / "layout", new_repo()
+    images = {name: app_image(source, name, config={"architecture": name}) for name in ("amd64", "arm64", "riscv64")}
+    build_index(source, "all", images)
+    import_image(repo, f"oci:{source}:all", "app:1", Options(all_platforms=True, keep_index=True))
+    path, seen = "/v2/app/manifests/1", []
+
+    def look(served: Served) -> None:
+        with serving(repo) as other:
+            old, new = served.get(path), other.get(path)
+        assert old.body == new.body
+        seen.append(old.headers["docker-content-digest"])
+
+    with serving(repo) as served:
+        look(served)
+        assert main(["--repo", str(repo), "delete", "app:1-linux-arm64"]) == 0
+        look(served)
+        assert main(["--repo", str(repo), "gc"]) == 0
+        look(served)
+        (repo / "streams" / f"oci-manifest-{images['riscv64'].manifest_digest}").unlink()
+        look(served)
+    assert len(set(seen)) == 3

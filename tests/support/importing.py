@@ -33,8 +33,8 @@ def import_image(
             opened.close()
 
 
-def export_image(path: Path, name: str, destination: str, compression: str = "none") -> exporting.Exported:
-    """Export from the repository at ``path``."""
+def export_image(path: Path, name: str, destination: str, compression: str = "none", **keywords: Any) -> exporting.Exported:
+    """Export from the repository at ``path``; keywords are those of :func:`cfs_tags.apps.exporting.execute`."""
     where = exporting.parse_destination(destination)
     with Repository.open(path) as repo:
-        return exporting.execute(repo, lambda: exporting.plan(repo, name, where, compression), machine())
+        return exporting.execute(repo, lambda: exporting.plan(repo, name, where, compression), machine(), **keywords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import http.client
 import json
 import os
@@ -11,10 +12,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 from cfs_tags import Repository
 from cfs_tags.apps import httpd
@@ -23,7 +27,7 @@ from cfs_tags.apps.httpd import Server
 from cfs_tags.apps.served import Catalog
 from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["Program", "Response", "Served", "client", "fetch", "program", "serving"]
+__all__ = ["Program", "Response", "Served", "client", "exclusive", "fetch", "program", "serving"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -73,6 +77,23 @@ def client(address: str, timeout: float = 20.0) -> http.client.HTTPConnection:
     connection.sock.settimeout(timeout)
     connection.sock.connect(address.removeprefix("unix:"))
     return connection
+
+
+def exclusive(repo: Path, seconds: float) -> float:
+    """Take the repository lock as a collector does that looks every 50 ms; how long it took."""
+    began = time.monotonic()
+    fd = os.open(repo, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return time.monotonic() - began
+            except BlockingIOError:
+                if time.monotonic() - began > seconds:
+                    pytest.fail(f"no exclusive lock within {seconds} s")
+                time.sleep(0.05)
+    finally:
+        os.close(fd)
 
 
 class Served(NamedTuple):
