@@ -67,7 +67,7 @@ $(BENCH_VENV)/installed: pyproject.toml scripts/make-venv $(SOURCES)
 	mkdir $(BENCH_VENV)/source
 	cp -R pyproject.toml LICENSE cfs_tags $(BENCH_VENV)/source/
 	$(BENCH_VENV)/bin/python $(PIP) uninstall --yes cfs-tags
-	$(BENCH_VENV)/bin/python $(PIP) install ./$(BENCH_VENV)/source pytest
+	$(BENCH_VENV)/bin/python $(PIP) install './$(BENCH_VENV)/source[serve]' pytest
 	$(BENCH_VENV)/bin/python -m compileall -q $(BENCH_VENV)/lib
 	@rm -rf $(BENCH_VENV)/source
 	@touch $@

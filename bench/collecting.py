@@ -6,18 +6,14 @@ after many were deleted (see ``Bench.fresh``).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import subprocess
-import threading
-import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from measure import BenchError, Comparison, Run, compare
+from measure import BenchError, Comparison, Run, Watched, compare, watched
 from rows import MIB, Bench, Row, _by_time
 
 if TYPE_CHECKING:
@@ -59,7 +55,7 @@ def collecting(bench: Bench) -> Iterator[Row]:
         yield _by_time("collecting", f"df-{objects}", "cfs-tag df", name, found, 1.5 if goals else None, note=note)
         yield from _checking(bench, source, objects, note)
         if objects == sizes.garbage[-1]:
-            yield _memory("gc-dry-memory", name, "cfsctl gc --dry-run", _watched(dry), _watched(peer))
+            yield _memory("gc-dry-memory", name, "cfsctl gc --dry-run", watched(dry), watched(peer))
     for objects in sizes.garbage:
         goals = objects == _OF_MANY
         pairs = []
@@ -130,63 +126,18 @@ def _same(bench: Bench, repo: Path) -> None:
 
 def _beside(bench: Bench, ours: Path, theirs: Path) -> Iterator[Row]:
     """While a collection runs: the memory of all its processes, and how long somebody waits for the lock."""
-    mine = _watched([bench.program, "--repo", ours, "gc"], ours)
-    other = _watched([bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc"], theirs)
+    mine = watched([bench.program, "--repo", ours, "gc"], ours)
+    other = watched([bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc"], theirs)
     yield _memory("gc-memory", "cfs-tag gc", "cfsctl gc", mine, other)
-    note = f"longest time that another process waited for the shared lock; with cfsctl {other[1]:.2f} s"
-    figure = (mine[1], mine[1], mine[1])
+    note = f"longest time that another process waited for the shared lock; with cfsctl {other.wait:.2f} s"
+    figure = (mine.wait, mine.wait, mine.wait)
     yield Row("collecting", "gc-wait", "cfs-tag gc", "cfsctl gc", None, figure, "s", 0.5, note=note)
 
 
-_Watched = tuple[float, float]
-
-
-def _memory(name: str, ours: str, peer: str, mine: _Watched, other: _Watched) -> Row:
-    ratio = mine[0] / other[0]
-    note = f"memory of all processes together (PSS): {mine[0] / MIB:.0f} MiB, the peer's {other[0] / MIB:.0f} MiB"
+def _memory(name: str, ours: str, peer: str, mine: Watched, other: Watched) -> Row:
+    ratio = mine.memory / other.memory
+    note = f"memory of all processes together (PSS): {mine.memory / MIB:.0f} MiB, the peer's {other.memory / MIB:.0f} MiB"
     return Row("collecting", name, ours, peer, None, (ratio, ratio, ratio), "x", 1.5, note=note)
-
-
-def _watched(words: Sequence[str | Path], repo: Path | None = None) -> _Watched:
-    """Run a program; the largest memory of it and its children together in bytes, and the longest wait for the lock."""
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    waits = [0.0]
-    over = threading.Event()
-
-    def wait() -> None:
-        while repo is not None and not over.is_set():
-            fd = os.open(repo, os.O_RDONLY | os.O_CLOEXEC)
-            started = time.perf_counter()
-            fcntl.flock(fd, fcntl.LOCK_SH)
-            waits.append(time.perf_counter() - started)
-            os.close(fd)
-            time.sleep(0.002)
-
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    most = 0
-    try:
-        while process.poll() is None:
-            most = max(most, _pss(process.pid))
-            time.sleep(0.005)
-    finally:
-        over.set()
-        waiter.join()
-    if process.returncode:
-        raise BenchError(f"{words[0]} ended with {process.returncode}")
-    return float(most), max(waits)
-
-
-def _pss(pid: int) -> int:
-    """Proportional memory of a process and its children: what they share counts once."""
-    total = 0
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1]) << 10  # type: ignore[index]
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except (OSError, TypeError):
-        return total
-    return total + sum(_pss(int(child)) for child in children)
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {"collecting": collecting}

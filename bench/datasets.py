@@ -6,6 +6,9 @@ change only copies.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,7 @@ sys.path[1:1] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 from record_host import Deployment, write_entries, write_kernel, write_state  # noqa: E402
 
 from support.images import (  # noqa: E402
+    CREATED,
     Entry,
     Image,
     Layer,
@@ -31,13 +35,14 @@ from support.images import (  # noqa: E402
     host_layer,
     pull_image,
     random_bytes,
+    symlink,
 )
 from support.peers import Cfsctl  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Data", "copy", "deployment_ids", "tag_names"]
+__all__ = ["APP", "Data", "copy", "deployment_ids", "tag_names"]
 
 _VERSION = 1
 """Changes when what is built changes, so that old data sets are not taken for new ones."""
@@ -45,6 +50,11 @@ _FILES_IN_DIRECTORY = 100
 _GARBAGE_IMAGES = 38
 _FILE_SIZE = 100
 """Bytes of each file of a large image: more than the 64 that stay inline in a layer stream."""
+
+APP = "app"
+"""Name of the image in the layouts of :meth:`Data.app`."""
+_APP_LAYERS = 5
+_POOL = 16 << 20
 
 
 class Data:
@@ -179,6 +189,29 @@ class Data:
 
         return self._get(f"alive-{objects}", build) / "composefs"
 
+    def app(self, files: int, size: int) -> Path:
+        """One app image of ``files`` files with ``size`` bytes in all, in two layouts: ``gzip`` and ``plain``.
+
+        The sizes of the files are those of file systems: most have a few KiB, a few have most of the bytes.  Half of them is
+        text, the rest like programs, and some do not compress at all; one in 25 is another's copy.
+        """
+
+        def build(where: Path, cfsctl: Cfsctl) -> None:
+            made = _app_layers(files, size)
+            # one after the other: a layer is in memory with its files, its tar and its blob
+            layers = []
+            for entries in made:
+                layer = Layer(entries)
+                for layout, kept in ((where / "gzip", layer), (where / "plain", layer.compressed("none"))):
+                    blobs = layout / "blobs" / "sha256"
+                    blobs.mkdir(parents=True, exist_ok=True)
+                    (blobs / kept.digest.removeprefix("sha256:")).write_bytes(kept.blob)
+                layers.append((layer.digest, len(layer.blob), layer.diff_id, len(layer.tar)))
+            _write_app(where / "gzip", [(digest, size, diff_id) for digest, size, diff_id, _ in layers], "+gzip")
+            _write_app(where / "plain", [(diff_id, size, diff_id) for _, _, diff_id, size in layers], "")
+
+        return self._get(f"app-{files}-of-{size}", build)
+
     def _get(self, name: str, build: Callable[[Path, Cfsctl], None]) -> Path:
         path = self._cache / f"{name}-{self._label}"
         if not path.is_dir():
@@ -240,6 +273,86 @@ def _new_repo(path: Path, cfsctl: Cfsctl) -> Path:
 
 def _dead(number: int) -> bytes:
     return random_bytes(f"dead {number}", _FILE_SIZE)
+
+
+def _app_layers(files: int, size: int) -> Iterator[list[Entry]]:
+    """The entries of each layer of an app image, bottom first."""
+    chosen = random.Random("app")
+    sizes = [min(chosen.lognormvariate(0, 2), 2000.0) for _ in range(files)]
+    scale = size / sum(sizes)
+    assert max(sizes) * scale < _POOL
+    pools = _pools()
+    known: list[bytes] = []
+    number = 0
+    for layer in range(_APP_LAYERS):
+        top = f"usr/lib/layer-{layer}"
+        entries = [directory("usr"), directory("usr/lib"), directory(top)]
+        home = top
+        # most layers of an image are small: the first has half of the files, the next a quarter, and so on
+        end = files if layer == _APP_LAYERS - 1 else number + (files - number) // 2
+        while number < end:
+            if number % 12 == 0:
+                home = f"{top}/package-{number // 12:05}"
+                entries.append(directory(home))
+                entries.append(symlink(f"{home}/current", f"part-{number}.so"))
+            if known and chosen.random() < 0.04:
+                content = chosen.choice(known)
+            else:
+                length = int(sizes[number] * scale)
+                pool = pools[min(chosen.choices(range(3), (5, 4, 1))[0], 2)]
+                start = chosen.randrange(_POOL)
+                head = f"# {number}\n".encode()
+                content = (head + pool[start : start + length])[:length]
+                if len(known) < 1000:
+                    known.append(content)
+            mode = 0o755 if number % 5 == 0 else 0o644
+            entries.append(file(f"{home}/part-{number}.so", content, mode))
+            number += 1
+        yield entries
+
+
+def _pools() -> tuple[bytes, bytes, bytes]:
+    """Bytes like text, like programs, and such that do not compress; no repetition within what gzip sees at once."""
+    chosen = random.Random("pools")
+    words = ["".join(chosen.choices("etaoinshrdlucmfw", k=chosen.randint(1, 9))) for _ in range(5000)]
+    weights = [1 / (rank + 3) for rank in range(len(words))]
+    text = " ".join(chosen.choices(words, weights, k=_POOL // 3)).encode()
+    noise = random_bytes("pools", _POOL)
+    codes = [random_bytes(f"code {number}", 6) for number in range(300)]
+    program = b"".join(code + noise[at : at + 1] for at, code in enumerate(chosen.choices(codes, k=_POOL // 7 + 1)))
+    return 2 * text[:_POOL], 2 * program[:_POOL], 2 * noise
+
+
+def _write_app(layout: Path, layers: Sequence[tuple[str, int, str]], suffix: str) -> None:
+    """The documents of a layout whose layers (digest, size, diff_id) are there."""
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "created": CREATED,
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, _, diff_id in layers]},
+    }
+    kind = "application/vnd.oci.image"
+
+    def put(document: object) -> dict[str, object]:
+        content = json.dumps(document, separators=(",", ":")).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        (layout / "blobs" / "sha256" / digest).write_bytes(content)
+        return {"digest": f"sha256:{digest}", "size": len(content)}
+
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{kind}.manifest.v1+json",
+        "config": {"mediaType": f"{kind}.config.v1+json", **put(config)},
+        "layers": [{"mediaType": f"{kind}.layer.v1.tar{suffix}", "digest": one, "size": size} for one, size, _ in layers],
+    }
+    entry = {
+        "mediaType": manifest["mediaType"],
+        **put(manifest),
+        "annotations": {"org.opencontainers.image.ref.name": APP},
+    }
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
 
 
 def _short(name: str) -> str:

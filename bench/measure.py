@@ -6,11 +6,15 @@ while slows both.  The figure is the median of the ratios of the pairs.
 
 from __future__ import annotations
 
+import fcntl
 import marshal
 import os
+import re
 import shlex
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["BenchError", "Comparison", "Launcher", "Run", "compare", "drop_caches"]
+__all__ = ["BenchError", "Comparison", "Launcher", "Run", "Watched", "compare", "drop_caches", "memory_of", "watched"]
 
 _NOWHERE = "/dev/null"
 _HEAD = 8
@@ -142,3 +146,68 @@ def drop_caches() -> None:
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
     except OSError as error:
         raise BenchError(f"--cold needs root: {error}") from error
+
+
+# -- while something runs ----------------------------------------------------------------------------------------------
+
+
+class Watched(NamedTuple):
+    """What was seen of a program while it ran.
+
+    Args:
+        memory: bytes (PSS) that it and its children had together, at most.
+        wait: seconds that another process waited for the shared lock of a repository, at most; 0 where none was watched.
+    """
+
+    memory: float
+    wait: float
+
+
+def watched(words: Sequence[str | Path], repo: Path | None = None) -> Watched:
+    """Run a program and look at it every few milliseconds: what it takes meanwhile is not to be measured.
+
+    Args:
+        words: the command line.
+        repo: a repository whose lock is taken shared again and again while the program runs.
+
+    Raises:
+        BenchError: its exit status is not 0.
+    """
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    waits = [0.0]
+    over = threading.Event()
+
+    def wait() -> None:
+        while repo is not None and not over.is_set():
+            fd = os.open(repo, os.O_RDONLY | os.O_CLOEXEC)
+            started = time.perf_counter()
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            waits.append(time.perf_counter() - started)
+            os.close(fd)
+            time.sleep(0.002)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    most = 0
+    try:
+        while process.poll() is None:
+            most = max(most, memory_of(process.pid))
+            time.sleep(0.005)
+    finally:
+        over.set()
+        waiter.join()
+    if process.returncode:
+        raise BenchError(f"{words[0]} ended with {process.returncode}")
+    return Watched(float(most), max(waits))
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory (PSS) of a process and its children: what they share counts once."""
+    total = 0
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(re.search(r"^Pss: +(\d+) kB", rollup, re.MULTILINE)[1]) << 10  # type: ignore[index]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (OSError, TypeError):
+        return total
+    return total + sum(memory_of(int(child)) for child in children)

@@ -42,6 +42,9 @@ class Sizes(NamedTuple):
     shared_files: int
     garbage: tuple[int, ...]
     collections: int
+    app_files: int
+    app_bytes: int
+    app_pairs: int
 
 
 FULL = Sizes(
@@ -58,6 +61,9 @@ FULL = Sizes(
     shared_files=99_000,
     garbage=(10_000, 100_000, 1_000_000),
     collections=3,
+    app_files=50_000,
+    app_bytes=1_000_000_000,
+    app_pairs=5,
 )
 QUICK = FULL._replace(
     pairs=7,
@@ -69,6 +75,9 @@ QUICK = FULL._replace(
     shared_files=4_900,
     garbage=(10_000, 50_000),
     collections=2,
+    app_files=2_000,
+    app_bytes=40_000_000,
+    app_pairs=3,
 )
 """Fewer pairs on smaller data: to see that everything runs, and large changes."""
 

@@ -22,10 +22,11 @@ from datasets import Data
 from measure import BenchError, Launcher
 from rows import FULL, QUICK, Bench, Row
 
+import apps
 from support.peers import CFSCTL_VERSION, clean_environment, find_peer
 
 SCHEMA = 1
-GROUPS = {**tags_and_deployments.GROUPS, **collecting.GROUPS}
+GROUPS = {**tags_and_deployments.GROUPS, **collecting.GROUPS, **apps.GROUPS}
 _MEMORY = Path("/dev/shm")
 
 

@@ -31,10 +31,10 @@ from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 from cfs_tags.repo.store import MAX_JSON_OBJECT
 from cfs_tags.sysroot import SysrootView
-from cfs_tags.values import ContentId, DeploymentId, Digest
+from cfs_tags.values import ContentId, DeploymentId, Digest, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cfs_tags.binding import BindPlan
     from cfs_tags.repo.store import ReadRepo, WriteRepo
@@ -52,6 +52,7 @@ __all__ = [
     "plan_parts",
     "plan_retire",
     "retire",
+    "unnamed_configs",
 ]
 
 GRACE = 24 * 3600.0
@@ -129,12 +130,13 @@ def plan_parts(repo: ReadRepo, name: DeploymentId, digest: Digest | None, action
     return tuple(changes)
 
 
-def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
-    """Give configs that have lost their name in ``streams/`` one again, before refs to them are made.
+def unnamed_configs(repo: ReadRepo, changes: Iterable[RefChange]) -> dict[ContentId, ObjectId]:
+    """Configs that refs are to be made to and that have lost their name in ``streams/``: which object each of them is.
 
     The content is there, the manifest names the splitstream by its object; without a link a ref to it would lead nowhere,
     and collectors that go by links (cfsctl, bootc) would take the config's bytes under the very ref of the manifest.
     """
+    found = {}
     made = {change.path: change.new for change in changes if change.new is not None}
     for path, link in made.items():
         top, _, name = path.rpartition("/")
@@ -146,8 +148,14 @@ def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
         manifest = f"{layout.DEPLOYMENTS}/{name}"
         digest = digest_of_link(made.get(manifest) or repo.read_link(manifest))
         if digest is not None:
-            found = contents.load(repo, digest).config_object
-            repo.add_stream(config, repo.read_object(found, MAX_JSON_OBJECT, f"manifest {digest}"))
+            found[config] = contents.load(repo, digest).config_object
+    return found
+
+
+def name_configs(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
+    """Give :func:`unnamed_configs` their names again, before the refs to them are made."""
+    for config, object_id in unnamed_configs(repo, changes).items():
+        repo.add_stream(config, repo.read_object(object_id, MAX_JSON_OBJECT, config))
 
 
 def plan_create(
@@ -349,7 +357,7 @@ def retire(
 
 
 def _reason_to_keep(
-    repo: ReadRepo, view: SysrootView, name: DeploymentId, known: frozenset[str], grace: float, now: float
+    repo: ReadRepo, view: SysrootView, name: DeploymentId, known: Mapping[str, int], grace: float, now: float
 ) -> str | None:
     places = view.seen.get(name)
     if places:
@@ -359,42 +367,47 @@ def _reason_to_keep(
         return "; ".join(
             f"{place.name}{f' ({place.path})' if place.path else ''} could not be read: {place.reason}" for place in unread
         )
-    if name in known:
-        return None
     made = _made(repo, name)
-    if made is not None and now - made < grace:
-        return f"its ref was made {int(now - made)} s ago and the deployment was not seen since"
-    return None
+    if made is None or known.get(name) == made:
+        return None
+    age = now - made / 1e9
+    return f"its ref was made {int(age)} s ago and the deployment was not seen since" if age < grace else None
 
 
-def _made(repo: ReadRepo, name: DeploymentId) -> float | None:
-    """When the newest part of a ref was made, in seconds since 1970."""
+def _made(repo: ReadRepo, name: DeploymentId) -> int | None:
+    """When the newest part of a ref was made, in nanoseconds since 1970; None where there is none."""
     times = []
     for path in ref_paths(name).values():
         try:
-            times.append(os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_mtime)
+            times.append(os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_mtime_ns)
         except OSError:
             continue
     return max(times, default=None)
 
 
-def _seen(repo: ReadRepo) -> frozenset[str]:
-    """Deployments with refs that some place had when we last looked.  Lost: they are kept for the grace time."""
+def _seen(repo: ReadRepo) -> dict[str, int]:
+    """Deployments that some place had when we last looked, each with when the ref that it had then was made.
+
+    So a ref that was made again since waits for its deployment like a new one.  Lost: they are kept for the grace time.
+    """
     try:
-        names = json.loads(repo.read_file(_SEEN, _MAX_SEEN) or b"[]")
+        times = json.loads(repo.read_file(_SEEN, _MAX_SEEN) or b"{}")
     except (ValueError, RecursionError, CfsTagsError):
-        return frozenset()
-    return frozenset(name for name in names if isinstance(name, str)) if isinstance(names, list) else frozenset()
+        return {}
+    return {name: made for name, made in times.items() if isinstance(made, int)} if isinstance(times, dict) else {}
 
 
 def _remember(repo: WriteRepo, view: SysrootView) -> None:
-    """Write down which deployments with refs are there now."""
-    referred = set(repo.names(layout.DEPLOYMENT_IMAGES) or ()) | set(repo.names(layout.DEPLOYMENTS) or ())
+    """Write down which deployments with refs are there now, or were before with the ref that they still have."""
     known = _seen(repo)
-    names = {str(name) for name in view.seen if name in referred} | {name for name in known if name in referred}
-    if names == known:
+    times = {}
+    for name in referred(repo):
+        made = _made(repo, name)
+        if made is not None and (name in view.seen or known.get(name) == made):
+            times[str(name)] = made
+    if times == known:
         return
-    data = json.dumps(sorted(names)).encode("ascii")
+    data = json.dumps(times).encode("ascii")
     try:
         fsops.replace_file(repo.fd, _SEEN, data, f"{_SEEN}.new", repo.owner)
     except OSError as error:

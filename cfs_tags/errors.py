@@ -54,6 +54,7 @@ __all__ = [
     "NothingToUndo",
     "OutputFailed",
     "OwnerRefused",
+    "PlaceUnread",
     "PlatformNotFound",
     "ProgramFailed",
     "ProgramMissing",
@@ -505,6 +506,23 @@ class UnresolvedDeployment(RefusedError):
     @property
     def hint(self) -> str:
         return "name its manifest: @sha256:…"
+
+
+class PlaceUnread(RefusedError):
+    """A place where deployments are seen could not be read, so that nobody knows which there are."""
+
+    code = "place-unread"
+    place: str
+    path: str
+    reason: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.path} could not be read ({self.reason}): the content of deployments without a ref would be collected"
+
+    @property
+    def hint(self) -> str:
+        return "mount it; --repo alone collects by the refs that there are, without a look at deployments"
 
 
 class DeploymentMismatch(RefusedError):

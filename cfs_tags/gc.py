@@ -17,14 +17,23 @@ import os
 import re
 import stat
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
+from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire
-from cfs_tags.errors import BrokenRoots, CfsTagsError, FormatError, IncompleteTarget, SystemFailure, UnresolvedDeployment
+from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
+from cfs_tags.errors import (
+    BrokenRoots,
+    CfsTagsError,
+    FormatError,
+    IncompleteTarget,
+    PlaceUnread,
+    SystemFailure,
+    UnresolvedDeployment,
+)
 from cfs_tags.formats import layout
 from cfs_tags.lookup import ref_state
 from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects, object_directories
@@ -33,7 +42,6 @@ from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from concurrent.futures import Future
 
     from cfs_tags.deploying import DeploymentPlan, RetirePlan
     from cfs_tags.marking import Keys, Problem
@@ -148,6 +156,7 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     first = plan_refs(repo, view, image_only=options.image_only, retire_grace=options.retire_grace)
     snapshot = Snapshot.read(repo)
     snapshot.change(first.changes)
+    snapshot.name(unnamed_configs(repo, first.changes))
     stamp = time.time_ns() - _TICK
     marker, pruned = _mark(repo, snapshot, options, stamp)
     snapshot.change(pruned)
@@ -195,6 +204,10 @@ def _moment(now: float | None = None) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if now is None else now))
 
 
+_OF_OTHERS = frozenset({"boot-entry", "staged-entry", "uki"})
+"""Places where deployments of other systems on the same machine are seen, too."""
+
+
 def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = False) -> DeploymentPlan:
     """Adoption, and for what cannot be adopted the image part alone.
 
@@ -202,7 +215,11 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
 
     Raises:
         UnresolvedDeployment: there are others, and ``image_only`` is not set; names all of them.
+        PlaceUnread: the state directories could not be read, so that nobody knows which deployments there are.
     """
+    for place in view.unread:
+        if place.name == "state":
+            raise PlaceUnread(place=place.name, path=place.path, reason=str(place.reason))
     adoption = plan_adoption(repo, view)
     changes = list(adoption.changes)
     ids = list(adoption.ids)
@@ -213,8 +230,8 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         state = ref_state(repo, name)
         if state.manifest is not None or state.status == "image-only":
             continue  # where a part of it leads nowhere, marking says so
-        here = repo.image_object(name) is not None
-        if not here and "state" not in view.seen[name]:
+        here = repo.image_object(name) is not None or repo.has_object(name)
+        if not here and view.seen[name] <= _OF_OTHERS:
             continue  # another system's boot entry
         if not image_only:
             unresolved.append(name)
@@ -240,6 +257,7 @@ def _mark(
 
     ``more`` are refs that could not be made yet: roots all the same.
     """
+    snapshot.name(unnamed_configs(repo, more))
     marker = Marker(repo, snapshot)
     marker.mark((change.path, change.new) for change in more if change.new is not None)
     named = Snapshot({}, {}, {})
@@ -262,10 +280,14 @@ def _mark(
         pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker)]
     else:
         marker.mark(snapshot.refs.items())
-    problems = marker.found()
-    if problems and not options.keep_broken:
-        raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
+    _refuse_broken(marker, options)
+    marker.keep_unnamed()
     return marker, pruned
+
+
+def _refuse_broken(marker: Marker, options: GcOptions) -> None:
+    if not options.keep_broken and (problems := marker.found()):
+        raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
 def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
@@ -285,6 +307,8 @@ def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str
     marker.mark(first)
     while True:
         ready = [(path, link) for path, link in waiting.items() if _subject_lives(repo, snapshot, marker, path)]
+        if marker.found():  # what cannot be followed may have led to a subject
+            ready = list(waiting.items())
         if not ready:
             return list(waiting.items())
         for path, _ in ready:
@@ -328,14 +352,31 @@ def _changed(repo: ReadRepo, tree: str, name: str, link: str) -> int:
 
 
 def _dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
-    """Links in ``streams/`` and ``images/`` whose object goes, or is gone: path and text, in the order of the objects."""
+    """Links in ``streams/`` and ``images/`` whose object goes, or is gone: path and text, those to be deleted first last.
+
+    What names others goes before them: a pull or tag that finds the name of a manifest or config takes it for whole, however
+    far a collection came before it was stopped.
+    """
     links = [
         (link, f"{tree}/{name}")
         for tree, links in ((layout.STREAMS, snapshot.streams), (layout.IMAGES, snapshot.images))
         for name, link in links.items()
         if link
     ]
-    return [(path, link) for link, path in sorted(links) if not _is_live(repo, marker.live, link)]
+    dead = [(path, link) for link, path in sorted(links) if not _is_live(repo, marker.live, link)]
+    return sorted(dead, key=lambda entry: -_rank(entry[0]))
+
+
+_RANKS = (f"{layout.STREAMS}/oci-manifest-", f"{layout.STREAMS}/oci-config-")
+_LAST = (f"{layout.STREAMS}/oci-layer-", f"{layout.STREAMS}/oci-blob-", f"{layout.IMAGES}/")
+
+
+def _rank(path: str) -> int:
+    """When a dead link is deleted: all of a lower rank before those of a higher one."""
+    for rank, start in enumerate(_RANKS):
+        if path.startswith(start):
+            return rank
+    return len(_RANKS) + path.startswith(_LAST)
 
 
 def _is_live(repo: ReadRepo, live: Keys, link: str) -> bool:
@@ -381,6 +422,8 @@ def _count_directory(
     objects, allocated, size = total[:3]
     try:
         names = _dead_names(repo, parent, os.listdir(fd), live)
+        if free_bytes is not None:
+            names.sort()
         look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
         try:
             found = [_facts(status) for status in map(look, names)]
@@ -455,6 +498,8 @@ def collect(
         raise full
     if made.stopped is not None:
         return made
+    if options.free_bytes is not None:
+        options = options._replace(free_bytes=options.free_bytes - made.swept.allocated)
     try:
         again = _collect(repo, options, read_view, note, timeout, progress)
     except SystemFailure as error:
@@ -494,7 +539,10 @@ def _collect(
             retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
             changes.extend([*made.changes, *retired.changes])
     if full:
-        changes.extend(_expire_unlogged(repo))
+        with repo.locked(
+            "exclusive", timeout
+        ):  # without the refs lock, whose file may not be there, nobody else may be at work
+            changes.extend(_expire_unlogged(repo))
         options = options._replace(prune_referrers=False)  # a ref that cannot be removed is a root
     else:
         changes.extend(_expire(repo, note, timeout))
@@ -547,6 +595,42 @@ def _expire_unlogged(repo: WriteRepo) -> Iterator[RefChange]:
         yield change
 
 
+class _Permit:
+    """What lets threads delete while the lock is held.  Once it was taken back nobody begins, and nobody is at it."""
+
+    def __init__(self) -> None:
+        self.given = True
+        self._changed = Condition()
+        self._inside = 0
+
+    def enter(self) -> bool:
+        """Begin, if that is allowed."""
+        with self._changed:
+            self._inside += self.given
+            return self.given
+
+    def leave(self) -> None:
+        """End."""
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def take_back(self) -> None:
+        """Wait until nobody deletes any more: without the lock nothing may.  An interrupt is kept for afterwards."""
+        interrupted = None
+        while True:
+            try:
+                with self._changed:
+                    self.given = False
+                    while self._inside:
+                        self._changed.wait()
+                break
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+
 class _Sweep:
     def __init__(
         self,
@@ -561,7 +645,6 @@ class _Sweep:
         self._progress = progress
         self._swept = Swept()
         self._slices = 0
-        self._stop = False
         self._rest: dict[str, list[str]] = {}
 
     def mark(self, unmade: Sequence[RefChange]) -> list[RefChange]:
@@ -573,6 +656,10 @@ class _Sweep:
         self._limit = _limit(self._options, stamp)
         self._parents = object_directories(self._repo)[::-1]
         self._total = len(self._parents)
+        for parent in self._parents:  # one that cannot be opened is said before anything is deleted
+            fd = self._repo.directory(f"{layout.OBJECTS}/{parent}")
+            if fd is not None:
+                os.close(fd)
         return pruned
 
     def prune(self, found: Sequence[RefChange], note: Note, timeout: float) -> tuple[RefChange, ...]:
@@ -612,13 +699,18 @@ class _Sweep:
     def run(self, changes: list[RefChange], adopted: tuple[DeploymentId, ...], retired: RetirePlan | None) -> GcResult:
         """Slices until nothing dead is left."""
         stopped = None
+        try:
+            fsops.sync_filesystem(self._repo.fd)  # no ref that is gone may come back to find its target gone
+        except OSError as error:
+            raise SystemFailure.of(error, "sync", self._repo.path) from error
         with ThreadPoolExecutor(THREADS) as pool:
             while self._dead or self._parents:
                 with self._repo.locked("exclusive", self._timeout):
                     self._slices += 1
+                    end = time.monotonic() + SLICE
                     self._look_again()
                     try:
-                        self._slice(pool, time.monotonic() + SLICE)
+                        self._slice(pool, max(end, time.monotonic() + SLICE / 3))
                     except OSError as error:
                         raise SystemFailure.of(error, "delete in", self._repo.path) from error
                 if self._enough():
@@ -644,7 +736,7 @@ class _Sweep:
         now = Snapshot.read(self._repo)
         new = now.since(self._snapshot)
         self._snapshot = now
-        if new.empty:
+        if new.empty and not self._marker.problems:
             return
         self._marker.update(now)
         self._marker.mark_links(new)
@@ -652,12 +744,9 @@ class _Sweep:
 
     def _keep(self, roots: Mapping[str, str]) -> None:
         self._rest.clear()
-        known = set(self._marker.problems)
         self._marker.mark(roots.items())
-        if not self._options.keep_broken and set(self._marker.problems) - known:
-            problems = tuple((problem.message, problem.refs) for problem in self._marker.found())
-            if problems:
-                raise BrokenRoots(problems=problems)
+        _refuse_broken(self._marker, self._options)
+        self._marker.keep_unnamed()
         self._dead = [(path, link) for path, link in self._dead if not _is_live(self._repo, self._marker.live, link)]
 
     def _slice(self, pool: ThreadPoolExecutor, deadline: float) -> None:
@@ -668,35 +757,27 @@ class _Sweep:
         if self._options.free_bytes is not None:
             # one after the other: the dry run counts in the same order
             while self._parents and time.monotonic() < deadline and not self._enough():
-                self._swept = self._swept.plus(self._sweep_next(deadline))
+                self._swept = self._swept.plus(self._sweep_next(deadline, _Permit()))
             return
-        futures: list[Future[Swept]] = []
+        permit = _Permit()
         try:
-            futures.extend(pool.submit(self._sweep_some, deadline) for _ in range(THREADS))
+            futures = [pool.submit(self._sweep_some, permit, deadline) for _ in range(THREADS)]
             for future in futures:
                 self._swept = self._swept.plus(future.result())
         finally:
-            self._settle(futures)
+            permit.take_back()
 
-    def _sweep_some(self, deadline: float) -> Swept:
+    def _sweep_some(self, permit: _Permit, deadline: float) -> Swept:
         """In a thread: one directory after the other, until the time is over or there are no more."""
         swept = Swept()
-        with suppress(IndexError):  # another thread took the last one
-            while self._parents and not self._stop and time.monotonic() < deadline:
-                swept = swept.plus(self._sweep_next(deadline))
-        return swept
-
-    def _settle(self, futures: Sequence[Future[Swept]]) -> None:
-        """Wait until nobody deletes any more: without the lock nothing may."""
-        interrupted = None
-        while not all(future.done() for future in futures):
-            self._stop = True
+        if permit.enter():
             try:
-                wait(futures)
-            except KeyboardInterrupt as error:
-                interrupted = error
-        if interrupted is not None:
-            raise interrupted
+                with suppress(IndexError):  # another thread took the last one
+                    while self._parents and permit.given and time.monotonic() < deadline:
+                        swept = swept.plus(self._sweep_next(deadline, permit))
+            finally:
+                permit.leave()
+        return swept
 
     def _enough(self) -> bool:
         return self._options.free_bytes is not None and self._swept.allocated >= self._options.free_bytes
@@ -716,7 +797,7 @@ class _Sweep:
         for tree in touched:
             fsops.sync(self._repo.fd, tree)
 
-    def _sweep_next(self, deadline: float) -> Swept:
+    def _sweep_next(self, deadline: float, permit: _Permit) -> Swept:
         """Delete the dead objects of the next directory; where the time is over before the end, it is the next once more."""
         parent = self._parents.pop()
         fd = self._repo.directory(f"{layout.OBJECTS}/{parent}")
@@ -728,8 +809,11 @@ class _Sweep:
             names = self._rest.pop(parent, None)
             if names is None:
                 names = _dead_names(self._repo, parent, os.listdir(fd), self._marker.live)
+                if wanted is not None:
+                    names.sort()
             for number, name in enumerate(names):
-                if number % BATCH == 0 and (self._stop or time.monotonic() >= deadline):
+                # a batch each time: a look at the names may take longer than all the time there is
+                if number and number % BATCH == 0 and not (permit.given and time.monotonic() < deadline):
                     self._rest[parent] = names[number:]
                     self._parents.append(parent)
                     break

@@ -15,20 +15,23 @@ import pickle
 import re
 import sys
 from array import array
+from contextlib import suppress
+from functools import partial
 from threading import active_count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, FormatError, NotALink
-from cfs_tags.formats import layout
-from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node, scan_image_refs
+from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, FormatError, InvalidDigest, NotALink, UnsupportedError
+from cfs_tags.formats import layout, splitstream
+from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node, salvage_node, scan_image_refs
 from cfs_tags.repo import refs
 from cfs_tags.values import ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
+    from cfs_tags.values import ContentId
 
 __all__ = [
     "Keys",
@@ -48,8 +51,12 @@ R = TypeVar("R")
 S = TypeVar("S")
 
 
+MOST_REFS = 100
+"""Refs that are named for one problem."""
+
+
 class Problem(NamedTuple):
-    """Something that a collector had to follow and could not, and the refs that need it."""
+    """Something that a collector had to follow and could not, and the refs that need it: at most :data:`MOST_REFS` of them."""
 
     message: str
     refs: tuple[str, ...]
@@ -86,6 +93,10 @@ class Snapshot(NamedTuple):
                 self.refs.pop(change.path, None)
             else:
                 self.refs[change.path] = change.new
+
+    def name(self, streams: Mapping[ContentId, ObjectId]) -> None:
+        """Take names in ``streams/`` into account that will be made."""
+        self.streams.update((name, layout.object_link(object_id)) for name, object_id in streams.items())
 
     def since(self, earlier: Snapshot) -> Snapshot:
         """What is new here, or has another target; what went is left out."""
@@ -149,6 +160,8 @@ class Marker:
         self.problems: dict[str, str] = {}
         self._repo = repo
         self._snapshot = snapshot
+        self._linked: set[str] | None = None
+        self._broken: dict[str, Callable[[], None]] = {}
         self._parents: dict[str, set[str]] = {}
         self._streams: set[ObjectId] = set()
         self._images: set[ObjectId] = set()
@@ -158,8 +171,18 @@ class Marker:
         self._unread: list[tuple[ObjectId, str]] = []
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take later names and targets into account, for what is marked from now on."""
+        """Take later names and targets into account, for what is marked from now on.
+
+        What could not be followed is tried once more: somebody may have brought it back.
+        """
         self._snapshot = snapshot
+        self._linked = None
+        broken, self._broken = self._broken, {}
+        for what in broken:
+            del self.problems[what]
+        for again in broken.values():
+            again()
+        self._follow()
 
     def mark(self, roots: Iterable[tuple[str, str]]) -> None:
         """Mark what refs lead to.
@@ -168,11 +191,7 @@ class Marker:
             roots: path and link text of each.
         """
         for path, link in roots:
-            try:
-                self._root(path, link)
-            except CfsTagsError as error:
-                self.problems[path] = error.message if not isinstance(error, BadRefLink) else error.reason
-                self._parents.setdefault(path, set()).add(path)
+            self._root(path, link)
         self._follow()
 
     def mark_links(self, links: Snapshot, *, needed: bool = False) -> None:
@@ -207,23 +226,73 @@ class Marker:
                 found.append(Problem(message, needed_by))
         return tuple(found)
 
+    def keep_unnamed(self) -> None:
+        """Mark what refs that are dangling may have led to: every splitstream without a name, an image by its own.
+
+        Nothing tells which of them it was; what they lead to may be had again once they have names (``cfs-tag fsck --repair``).
+        """
+        dangling = [what for what in self.problems if "/" in what]
+        for path in dangling:
+            name = self._snapshot.refs.get(path, "").rpartition("/")[2]
+            if path.startswith(f"{layout.IMAGES}/"):
+                with suppress(InvalidDigest):
+                    image = ObjectId.parse(name, self._repo.algorithm)
+                    if self._repo.has_object(image):
+                        self._image(image, path)
+        if any(path.startswith(f"{layout.STREAMS}/") for path in dangling):
+            for parent in object_directories(self._repo):
+                names, keys = names_of_objects(self._repo, parent, self._repo.names(f"{layout.OBJECTS}/{parent}") or [])
+                live = self.live.of(parent)
+                for name, key in zip(names, keys, strict=True):
+                    object_id = ObjectId(parent + name)
+                    if key not in live and object_id not in self._linked_objects() and self._is_stream(object_id):
+                        self._unneeded.add(f"object/{object_id}")
+                        self._stream(object_id, f"object/{object_id}")
+        self._follow()
+
+    def _is_stream(self, object_id: ObjectId) -> bool:
+        """Whether an object begins as a splitstream does."""
+        try:
+            fd = self._repo.open_object(object_id, "a look at it")
+        except CfsTagsError:
+            return False
+        try:
+            return splitstream.looks_like_one(os.read(fd, 32))
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+
+    def _linked_objects(self) -> set[str]:
+        """The objects that have a name in ``streams/``."""
+        if self._linked is None:
+            start = len("../objects/")
+            self._linked = {link[start:].replace("/", "") for link in self._snapshot.streams.values()}
+        return self._linked
+
+    def _fail(self, what: str, message: str, again: Callable[[], None]) -> None:
+        """Note that something cannot be followed, and how to try it once more."""
+        self.problems[what] = message
+        self._broken[what] = again
+
     def _root(self, path: str, link: str) -> None:
-        if not link:
-            raise NotALink(path=path, found="something else")
-        name = layout.ref_target(path, link)
         tree = path.partition("/")[0]
-        target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
-        if target is None:  # a listing may miss what is renamed while it is read
-            target = self._repo.read_link(f"{tree}/{name}")
-        if target is None:
-            self.problems[path] = f"{path} is dangling: {tree}/{name} is not there"
-            self._parents.setdefault(path, set()).add(path)
-            return
-        object_id = layout.object_of_link(target, self._repo.algorithm, f"{tree}/{name}")
-        if tree == layout.STREAMS:
-            self._stream(object_id, path)
-        else:
-            self._image(object_id, path)
+        try:
+            if not link:
+                raise NotALink(path=path, found="something else")
+            name = layout.ref_target(path, link)
+            target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
+            if target is None:  # a listing may miss what is renamed while it is read
+                target = self._repo.read_link(f"{tree}/{name}")
+            if target is not None:
+                object_id = layout.object_of_link(target, self._repo.algorithm, f"{tree}/{name}")
+                (self._stream if tree == layout.STREAMS else self._image)(object_id, path)
+                return
+            message = f"{path} is dangling: {tree}/{name} is not there"
+        except CfsTagsError as error:
+            message = error.message if not isinstance(error, BadRefLink) else error.reason
+        self._parents.setdefault(path, set()).add(path)
+        self._fail(path, message, partial(self._root, path, link))
 
     def _stream(self, object_id: ObjectId, parent: str) -> None:
         self._parents.setdefault(object_id, set()).add(parent)
@@ -245,17 +314,33 @@ class Marker:
             try:
                 node = read_node(self._repo, object_id, why)
             except CfsTagsError as error:
-                self.problems[object_id] = error.message
+                self._fail(object_id, error.message, partial(self._pending.append, (object_id, why)))
+                if isinstance(error, FormatError | UnsupportedError):
+                    self._salvage(object_id, why)
                 continue
             self.live.update(node.table)
             for name, target in node.named:
                 self._named(object_id, name, target)
-        images, self._unread = self._unread, []
-        for (object_id, _), (table, problem) in in_processes(self._read_images, _both, images, 2).items():
+        images = self._unread.copy()
+        self._unread.clear()
+        for (object_id, why), (table, problem) in in_processes(self._read_images, _both, images, 2).items():
             self.live.add(object_id)
             self.live.update(table)
             if problem:
-                self.problems[object_id] = problem
+                self._fail(object_id, problem, partial(self._unread.append, (object_id, why)))
+
+    def _salvage(self, object_id: ObjectId, why: str) -> None:
+        """Mark what a damaged stream still leads to."""
+        try:
+            streams, objects = salvage_node(self._repo, object_id, why)
+        except CfsTagsError:
+            return
+        self.live.update(streams + objects)
+        size = self._repo.algorithm.size
+        for at in range(0, len(streams), size):
+            child = ObjectId.of_bytes(streams[at : at + size])
+            if self._is_stream(child):
+                self._stream(child, object_id)
 
     def _read_images(self, images: Sequence[tuple[ObjectId, str]]) -> dict[tuple[ObjectId, str], tuple[bytes, str]]:
         """For each image the digests of what it needs, raw, and what is wrong with it."""
@@ -278,8 +363,9 @@ class Marker:
             # the same object may be followed as a stream, or as an image that has a ref: each is remembered for itself
             if target not in self._erofs:
                 self._erofs.add(target)
-                if not self._repo.has_object(target):
-                    self.problems[target] = f"EROFS image {target[:12]}… ({name}) is missing"
+                self._erofs_there(name, target)
+            if target in self._linked_objects():  # cfsctl follows what has a name in streams/, whatever the key says
+                self._stream(target, parent)
             return
         self._stream(target, parent)
         for content_id in content_ids(name):
@@ -293,11 +379,16 @@ class Marker:
             if linked != target:
                 self._stream(linked, parent)
 
+    def _erofs_there(self, name: str, target: ObjectId) -> None:
+        if not self._repo.has_object(target):
+            again = partial(self._erofs_there, name, target)
+            self._fail(target, f"EROFS image {target[:12]}… ({name}) is missing", again)
+
     def _refs_of(self, what: str) -> tuple[str, ...]:
         found: set[str] = set()
         seen: set[str] = set()
         pending = [what]
-        while pending:
+        while pending and len(found) < MOST_REFS:
             current = pending.pop()
             if current in seen:
                 continue

@@ -42,6 +42,7 @@ __all__ = [
     "mapped",
     "read_image_refs",
     "read_node",
+    "salvage_node",
     "scan_image_refs",
 ]
 
@@ -143,6 +144,16 @@ def read_node(repo: ReadRepo, object_id: ObjectId, why: str) -> Node:
     return node
 
 
+def salvage_node(repo: ReadRepo, object_id: ObjectId, why: str) -> tuple[bytes, bytes]:
+    """For a splitstream that cannot be parsed, what it still seems to refer to: streams or images, and objects, as raw digests.
+
+    Raises:
+        MissingObject, SystemFailure: there is nothing to read.
+    """
+    with mapped(repo, object_id, why) as data:
+        return splitstream.salvage_refs(data, repo.algorithm)
+
+
 def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
     """At least the raw digests of the objects that an EROFS image needs: never fewer, see ``formats/erofs.py``.
 
@@ -157,10 +168,10 @@ def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]
 
 
 def scan_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
-    """The same for a damaged image: what its bytes still name."""
+    """The same for a damaged image: what its bytes still name, those before the limit of its size."""
     from cfs_tags.formats import erofs
 
-    with mapped(repo, object_id, why) as data:
+    with mapped(repo, object_id, why, cut=True) as data:
         return erofs.scan_object_refs(data, repo.algorithm)
 
 
@@ -262,22 +273,32 @@ class Graph:
 
 
 @contextmanager
-def mapped(repo: ReadRepo, object_id: ObjectId, why: str) -> Iterator[mmap | bytes]:
-    """The bytes of an object, mapped: nothing is copied, whatever its size.  A FormatError is told where they are."""
+def mapped(repo: ReadRepo, object_id: ObjectId, why: str, *, cut: bool = False) -> Iterator[mmap | bytes]:
+    """The bytes of a splitstream or image, mapped: nothing is copied.  A FormatError is told where they are.
+
+    Raises:
+        MissingObject: it is not there.
+        FormatError: it has more bytes than any of them, and ``cut`` does not ask for the first ones alone.
+        SystemFailure: the system refused.
+    """
+    path = os.path.join(repo.path, layout.object_path(object_id))
     fd = repo.open_object(object_id, why)
     try:
         if os.fstat(fd).st_size == 0:
             yield b""
             return
-        mapped = verity.map_file(fd)
+        mapped = verity.map_file(fd, cut=cut)
     except OSError as error:
-        raise SystemFailure.of(error, "read", os.path.join(repo.path, layout.object_path(object_id))) from error
+        raise SystemFailure.of(error, "read", path) from error
+    except FormatError as error:
+        error.path = path
+        raise
     finally:
         os.close(fd)
     try:
         yield mapped
     except FormatError as error:
-        error.path = os.path.join(repo.path, layout.object_path(object_id))
+        error.path = path
         raise
     finally:
         with suppress(BufferError):  # a traceback still has a view: the map goes with it

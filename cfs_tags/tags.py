@@ -47,6 +47,7 @@ __all__ = [
     "LogLine",
     "Tag",
     "Taken",
+    "deployment_of_ref",
     "digest_of",
     "facts",
     "find",
@@ -54,10 +55,12 @@ __all__ = [
     "log",
     "logged_digest",
     "owner_of",
+    "owner_of_ref",
     "previous_digest",
     "referrers",
     "resolve",
     "split_numbered",
+    "tag_of_ref",
     "trash",
 ]
 
@@ -66,6 +69,8 @@ OWNERS = ("app", "bootc", "deployment", "foreign")
 BOOTC_PREFIX = "localhost/bootc-"
 """bootc takes every tag with this prefix for its own, and removes those that it cannot match to a deployment
 (bootc 1.16.9, ``bootc_composefs/gc.rs``)."""
+
+_OF_DEPLOYMENTS = tuple(f"{top}/" for top in (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES, layout.BOUND))
 
 HOMES = {
     "shared": layout.SHARED_TAGS,
@@ -133,6 +138,34 @@ class LogLine(NamedTuple):
 def owner_of(name: str) -> str:
     """``bootc`` for tags with bootc's prefix, ``app`` for all others."""
     return "bootc" if name.startswith(BOOTC_PREFIX) else "app"
+
+
+def owner_of_ref(path: str) -> str:
+    """Whose a ref is, by its path: ``app``, ``bootc``, ``deployment`` or ``foreign``."""
+    if path.startswith(f"{layout.INDEXES}/"):
+        return owner_of(layout.decode_name(path[len(layout.INDEXES) + 1 :]))
+    if path.startswith(_OF_DEPLOYMENTS):
+        return "deployment"
+    name = tag_of_ref(path)
+    return owner_of(name) if name is not None else "foreign"
+
+
+def tag_of_ref(path: str) -> str | None:
+    """The name of the tag, lease or trash at ``path``; None where another ref stands there."""
+    for home in ("shared", "private", "lease", "trash"):
+        top = HOMES[home]
+        if path.startswith(f"{top}/"):
+            rest = path[len(top) + 1 :]
+            return layout.decode_name(rest.partition("/")[2] if home in ("lease", "trash") else rest)
+    return None
+
+
+def deployment_of_ref(path: str) -> str | None:
+    """The deployment that a ref is a part of, or that an app image is bound to by it; None for another ref."""
+    for top in _OF_DEPLOYMENTS:
+        if path.startswith(top):
+            return path[len(top) :].partition("/")[0]
+    return None
 
 
 def list_tags(repo: ReadRepo, *, owners: Sequence[str] = ("app", "bootc", "deployment")) -> list[Tag]:

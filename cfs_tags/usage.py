@@ -46,6 +46,10 @@ class Used(NamedTuple):
         """Both together."""
         return Used(self.objects + other.objects, self.allocated + other.allocated)
 
+    def less(self, other: Used) -> Used:
+        """This without a part of it."""
+        return Used(self.objects - other.objects, self.allocated - other.allocated)
+
 
 class Owned(NamedTuple):
     """A name, or an owner, and what it keeps.
@@ -87,8 +91,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
         TagNotFound: there is no such tag.
     """
     groups = _groups(repo, changes)
-    names = {name: bit for bit, group in enumerate(groups) for name in group.names}
-    gone = _gone(groups, names, without)
+    gone = _gone(groups, without)
     reach = _Reach(repo)
     for bit, group in enumerate(groups):
         for tree, target in group.targets:
@@ -96,8 +99,8 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
     masks = reach.masks()
     sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, object_directories(repo))
     return Usage(
-        tuple(_row(group, name, 1 << bit, sums) for bit, group in enumerate(groups) for name in group.names),
-        _owners(groups, sums),
+        tuple(_rows(groups, sums)),
+        tuple(_owners(groups, sums)),
         None if gone is None else _total(sums, lambda mask: not mask & ~gone),
         _total(sums, lambda mask: True),
         dead,
@@ -128,34 +131,29 @@ def _groups(repo: ReadRepo, changes: Iterable[RefChange]) -> list[_Group]:
 
 
 def _named(path: str) -> tuple[str, str]:
-    """What a ref is called in the answer, and its owner: the three parts of a deployment ref are one."""
-    for top in (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES):
-        if path.startswith(f"{top}/"):
-            return f"@deployment/{path[len(top) + 1 :]}", "deployment"
-    for home in ("shared", "private", "lease", "trash"):
-        top = tags.HOMES[home]
-        if path.startswith(f"{top}/"):
-            relative = path[len(top) + 1 :]
-            if home in ("lease", "trash"):
-                relative = relative.partition("/")[2]
-            name = layout.decode_name(relative)
-            return (f"@trash/{name}", "app") if home == "trash" else (name, tags.owner_of(name))
-    return path, "foreign"
+    """What a ref is called in the answer, and its owner.
+
+    The parts of a deployment ref are one, with what is bound to the deployment: they go together.
+    """
+    deployment = tags.deployment_of_ref(path)
+    name = tags.tag_of_ref(path)
+    if deployment is not None:
+        shown = f"@deployment/{deployment}"
+    elif name is None:
+        shown = path
+    else:
+        shown = f"@trash/{name}" if path.startswith(f"{layout.TRASH}/") else name
+    return shown, tags.owner_of_ref(path)
 
 
-def _gone(groups: Sequence[_Group], names: Mapping[str, int], without: Iterable[str]) -> int | None:
+def _gone(groups: Sequence[_Group], without: Iterable[str]) -> int | None:
     """The groups of which every name is to be deleted; None where nothing was asked."""
     wanted = set(without)
     if not wanted:
         return None
-    for name in wanted:
-        if name not in names:
-            raise TagNotFound(name=name)
-    mask = 0
-    for bit, group in enumerate(groups):
-        if wanted.issuperset(group.names):
-            mask |= 1 << bit
-    return mask
+    for name in wanted.difference(name for group in groups for name in group.names):
+        raise TagNotFound(name=name)
+    return _mask(wanted.issuperset(group.names) for group in groups)
 
 
 class _Reach:
@@ -216,7 +214,7 @@ class _Reach:
         self._tables[object_id] = Table.of(node.table + bytes.fromhex(object_id), self._size)
         children: dict[tuple[ObjectId, bool], None] = {}
         for key, target in node.named:
-            children[target, not key.startswith(EROFS_KEY)] = None
+            children[target, not key.startswith(EROFS_KEY) or target in self._links.name_of] = None
             for content_id in content_ids(key):
                 linked = self._links.object_of.get(content_id)
                 if linked is not None:
@@ -347,22 +345,31 @@ def _those_there(look: Callable[[str], os.stat_result], names: Iterable[tuple[in
 # -- sums --------------------------------------------------------------------------------------------------------------
 
 
-def _row(group: _Group, name: str, bit: int, sums: Mapping[int, Used]) -> Owned:
-    total = _total(sums, lambda mask: bool(mask & bit))
-    alone = _total(sums, lambda mask: mask == bit) if len(group.names) == 1 else Used(0, 0)
-    shared = Used(total.objects - alone.objects, total.allocated - alone.allocated)
-    return Owned(name, group.owner, total, shared, alone)
+def _rows(groups: Sequence[_Group], sums: Mapping[int, Used]) -> Iterator[Owned]:
+    """A row for each name; every mask is looked at once, however many names there are."""
+    totals = [Used(0, 0)] * len(groups)
+    for mask, used in sums.items():
+        while mask:
+            bit = (mask & -mask).bit_length() - 1
+            totals[bit] = totals[bit].plus(used)
+            mask &= mask - 1
+    for bit, group in enumerate(groups):
+        alone = sums.get(1 << bit, Used(0, 0)) if len(group.names) == 1 else Used(0, 0)
+        for name in group.names:
+            yield Owned(name, group.owner, totals[bit], totals[bit].less(alone), alone)
 
 
-def _owners(groups: Sequence[_Group], sums: Mapping[int, Used]) -> tuple[Owned, ...]:
-    rows = []
+def _owners(groups: Sequence[_Group], sums: Mapping[int, Used]) -> Iterator[Owned]:
     for owner in sorted({group.owner for group in groups}):
-        mine = sum(1 << bit for bit, group in enumerate(groups) if group.owner == owner)
+        mine = _mask(group.owner == owner for group in groups)
         total = _total(sums, lambda mask, mine=mine: bool(mask & mine))  # type: ignore[misc]
         alone = _total(sums, lambda mask, mine=mine: not mask & ~mine)  # type: ignore[misc]
-        shared = Used(total.objects - alone.objects, total.allocated - alone.allocated)
-        rows.append(Owned(owner, owner, total, shared, alone))
-    return tuple(rows)
+        yield Owned(owner, owner, total, total.less(alone), alone)
+
+
+def _mask(bits: Iterable[bool]) -> int:
+    """A number with these bits, the first one lowest."""
+    return int("".join(["01"[bit] for bit in bits][::-1]) or "0", 2)
 
 
 def _total(sums: Mapping[int, Used], fits: Callable[[int], bool]) -> Used:

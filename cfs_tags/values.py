@@ -136,6 +136,7 @@ class ContentId(_Checked):
     _CONFIG = "oci-config-"
     _LAYER = "oci-layer-"
     _BLOB = "oci-blob-"
+    _KEPT = "cfs-tags-kept-"
 
     @classmethod
     def manifest(cls, digest: Digest) -> ContentId:
@@ -156,6 +157,16 @@ class ContentId(_Checked):
     def blob(cls, digest: Digest) -> ContentId:
         """Where the layer of an artifact that is no tar is kept."""
         return cls(cls._BLOB + digest)
+
+    @classmethod
+    def kept(cls, stream: ObjectId) -> ContentId:
+        """A name for a splitstream whose own name has gone to another object."""
+        return cls(cls._KEPT + stream)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether this is such a name."""
+        return self.startswith(self._KEPT)
 
     @property
     def manifest_digest(self) -> Digest | None:

@@ -19,6 +19,7 @@ from cfs_tags.values import ContentId, Digest, ObjectId
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
 
 __all__ = ["MOST_CHAINS", "LastKept", "Step", "Why", "explain"]
@@ -67,7 +68,7 @@ class Why(NamedTuple):
     problems: tuple[str, ...]
 
 
-def explain(repo: ReadRepo, text: str, path: str | None = None) -> Why:
+def explain(repo: ReadRepo, text: str, path: str | None = None, changes: Iterable[RefChange] = ()) -> Why:
     """Every chain from a root to something.
 
     Args:
@@ -75,6 +76,7 @@ def explain(repo: ReadRepo, text: str, path: str | None = None) -> Why:
         text: an object id, or at least six digits of one; a name in ``streams/``; a digest ``sha256:…`` of a manifest,
             config or layer; a tag or anything else that :func:`cfs_tags.tags.resolve` knows.
         path: of a file in the image that ``text`` names; then its content is meant.
+        changes: of refs that a collection would make first: what only a ref keeps that runs out now is dead.
 
     Raises:
         TargetNotFound, TagNotFound: it stands for nothing.
@@ -84,14 +86,17 @@ def explain(repo: ReadRepo, text: str, path: str | None = None) -> Why:
     links = Links(repo)
     wanted = _content(repo, text, path) if path is not None else _meant(repo, links, text)
     search = _Search(repo, links, wanted)
-    entries = [entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in sorted(refs.walk(repo, tree))]
-    found = search.chains(entries)
+    links_of = dict(entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in refs.walk(repo, tree))
+    changed = list(changes)
+    links_of.update((change.path, change.new) for change in changed)
+    # streams/ before images/
+    found = search.chains(sorted(links_of.items(), key=lambda entry: (entry[0].startswith(layout.IMAGES), entry[0])))
     chains = list(islice(found, MOST_CHAINS))
     if next(found, None) is not None:
         search.problems[""] = f"there are more than {MOST_CHAINS} chains: the others are left out"
     last = None
     if not chains:
-        last = _last_kept(repo, search)
+        last = _last_kept(repo, search, changed)
     return Why(
         f"{text}:{path}" if path is not None else text,
         tuple(sorted(wanted)),
@@ -128,7 +133,7 @@ class _Search:
         self._images: dict[ObjectId, frozenset[ObjectId]] = {}
         self._steps = 0
 
-    def chains(self, entries: Iterable[refs.RefEntry]) -> Iterator[tuple[Step, ...]]:
+    def chains(self, entries: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Step, ...]]:
         """All chains from refs, in the order of the refs."""
         tops = [top for entry in entries for top in self._top(*entry)]
         for ref, name, object_id in tops:
@@ -193,7 +198,8 @@ class _Search:
                 if key.startswith(EROFS_KEY):
                     if target in self._wanted:
                         ends.append(Step("erofs", key, target))
-                    continue
+                    if target not in self._links.name_of:
+                        continue
                 for child, child_name in self._behind(key, target):
                     children.setdefault(child, child_name)
             self._streams[object_id] = _Stream(step, tuple(dict.fromkeys(ends)), tuple(children))
@@ -340,9 +346,14 @@ def _image(repo: ReadRepo, text: str) -> ObjectId:
 # -- what was ----------------------------------------------------------------------------------------------------------
 
 
-def _last_kept(repo: ReadRepo, search: _Search) -> LastKept | None:
-    """The newest removal of a ref whose manifest is still here and led to what is asked for."""
-    for entry in reversed(reflog.all_entries(repo).entries):
+def _last_kept(repo: ReadRepo, search: _Search, changes: Iterable[RefChange]) -> LastKept | None:
+    """The newest removal of a ref whose manifest is still here and led to what is asked for.
+
+    Newest are those that a collection would make now.
+    """
+    now = reflog.timestamp()
+    removed = [reflog.Entry(change.path, change.old, change.new, change.action, now, "") for change in changes]
+    for entry in (*removed, *reversed(reflog.all_entries(repo).entries)):
         if entry.old is None or entry.old == entry.new:
             continue
         digest = ContentId.trusted(entry.old.rpartition("/")[2]).manifest_digest

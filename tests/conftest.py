@@ -81,6 +81,12 @@ def crane() -> Path:
     return peer_or_skip("crane")
 
 
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """The path of the conformance suite of the OCI distribution specification."""
+    return peer_or_skip("conformance")
+
+
 # -- repositories ------------------------------------------------------------------------------------------------------
 
 

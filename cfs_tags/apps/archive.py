@@ -25,6 +25,8 @@ __all__ = ["Archive", "Member", "Part"]
 
 _MAX_MEMBERS = 200_000
 _MAX_NAME = 4096
+_MAX_NAMES = 32 << 20
+"""Characters of all names and targets of links."""
 _BLOCK = 512
 _LINKS = b"12"
 
@@ -45,6 +47,7 @@ class Part:
         self._offset = offset
         self._left = size
         self._path = path
+        self.size = size
 
     def read(self, size: int) -> bytes:
         """At most ``size`` of the next bytes; none at the end."""
@@ -144,7 +147,7 @@ class Archive:
         self._fd = reader
 
     def _walk(self) -> Iterator[tuple[str, Member]]:
-        position = count = 0
+        position = count = total = 0
         name: str | None = None
         link: str | None = None
         size: int | None = None
@@ -191,6 +194,9 @@ class Archive:
                 link = _text(header[157:257])
             if own < 0 or position + _BLOCK + own > self._size:
                 self._wrong(f"{own} bytes of {name[:100]}", "the end of the archive")
+            total += len(name) + len(link)
+            if len(link) > _MAX_NAME or total > _MAX_NAMES:
+                self._wrong(f"names of at most {_MAX_NAME} characters, and {_MAX_NAMES} in all", "more")
             if kind in b"0\x007" and not name.endswith("/"):
                 yield self._clean(name), Member(position + _BLOCK, own)
             elif kind in _LINKS:

@@ -29,6 +29,15 @@ _OUT = 1 << 20
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
+_FIRST = 4 << 10
+"""Bytes of the first slice that a part of a compressed stream is given."""
+_MAX_PARTS = 1000
+_LEAST = 64
+"""Bytes of content that each part beyond the first :data:`_MAX_PARTS` must have, on the average.  Parts of a tar have 512 or
+more; a blob of nothing but tiny parts is there to take time."""
+_WINDOW_LOG = 26
+"""Windows of zstd are memory: of 64 MiB at most, which level 21 asks for; level 22 asks for twice that."""
+
 
 class Reader(Protocol):
     """Bytes of a blob, from the beginning.  It is closed by whoever opened it."""
@@ -135,6 +144,8 @@ def decompressed(chunks: Iterator[bytes], digest: Digest, limit: int, what: str)
 def uncompressed(chunks: Iterator[bytes], limit: int, what: str) -> Iterator[bytes]:
     """What comes out of gzip, zstd or no compression, by how the bytes start.  Raises as :func:`decompressed`."""
     first = next(chunks, b"")
+    while len(first) < len(_ZSTD) and (more := next(chunks, b"")):
+        first += more
     kind = compression(first)
     return limited(_plain(first, chunks) if kind == "none" else _inflated(kind, first, chunks, what), limit, what)
 
@@ -187,35 +198,29 @@ class _Broken(Exception):
 
 def _gunzip(data: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     """One member or several; zeros may follow the last, as tape archives have them."""
-    offset = 0
-    member = zlib.decompressobj(31)
-    inside = True
-    while data:
-        if not inside:
-            data = data.lstrip(b"\0")
-            if data:
-                if data[0] != _GZIP[0]:
-                    raise _Broken(offset, "the end of the gzip stream", "bytes behind it")
-                member = zlib.decompressobj(31)
-                inside = True
-        while inside:
-            try:
-                piece = member.decompress(data, _OUT)
-            except zlib.error as error:
-                raise _Broken(offset, "a gzip stream", str(error)) from None
-            if piece:
-                yield piece
-            data = member.unconsumed_tail
-            if member.eof:
-                data = member.unused_data
-                inside = False
-            elif not data and len(piece) < _OUT:
-                break
-        if not data:
-            data = next(chunks, b"")
-            offset += len(data)
-    if inside:
-        raise _Broken(offset, "the end of the gzip stream", "the end of the blob")
+    feed = _Feed(data, chunks)
+    member: Any = None
+    while True:
+        if member is None:
+            feed.skip_zeros()
+            if feed.ended:
+                return
+            if feed.next_byte != _GZIP[0]:
+                raise _Broken(feed.offset, "the end of the gzip stream", "bytes behind it")
+            member = zlib.decompressobj(31)
+            feed.begin()
+        try:
+            piece = member.decompress(member.unconsumed_tail or feed.take(), _OUT)
+        except zlib.error as error:
+            raise _Broken(feed.offset, "a gzip stream", str(error)) from None
+        if piece:
+            feed.came_out(len(piece))
+            yield piece
+        if member.eof:
+            feed.end(len(member.unused_data))
+            member = None
+        elif not member.unconsumed_tail and len(piece) < _OUT and feed.ended:
+            raise _Broken(feed.offset, "the end of the gzip stream", "the end of the blob")
 
 
 def _unzstd(data: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -224,26 +229,91 @@ def _unzstd(data: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
         from compression import zstd
     else:
         from backports import zstd
-    offset = 0
+    options: dict[Any, int] = {zstd.DecompressionParameter.window_log_max: _WINDOW_LOG}
+    feed = _Feed(data, chunks)
     frame: Any = None
-    while data:
+    while True:
         if frame is None:
-            frame = zstd.ZstdDecompressor()
+            if feed.ended:
+                return
+            frame = zstd.ZstdDecompressor(options=options)
+            feed.begin()
         try:
-            piece = frame.decompress(data, _OUT)
-            while True:
-                if piece:
-                    yield piece
-                if frame.eof or frame.needs_input:
-                    break
-                piece = frame.decompress(b"", _OUT)
+            piece = frame.decompress(feed.take() if frame.needs_input else b"", _OUT)
         except zstd.ZstdError as error:
-            raise _Broken(offset, "a zstd stream", str(error)) from None
-        data = b""
+            raise _Broken(feed.offset, "a zstd stream", str(error)) from None
+        if piece:
+            feed.came_out(len(piece))
+            yield piece
         if frame.eof:
-            data, frame = frame.unused_data, None
-        if not data:
-            data = next(chunks, b"")
-            offset += len(data)
-    if frame is not None:
-        raise _Broken(offset, "the end of the zstd stream", "the end of the blob")
+            feed.end(len(frame.unused_data))
+            frame = None
+        elif frame.needs_input and feed.ended:
+            raise _Broken(feed.offset, "the end of the zstd stream", "the end of the blob")
+
+
+class _Feed:
+    """The bytes of a compressed stream of many parts (gzip members, zstd frames), given out in slices.
+
+    A decompressor hands back what is behind the end of its part as a copy.  So the first slices of a part are short: else a
+    blob of nothing but tiny parts would be copied once for each.
+    """
+
+    def __init__(self, data: bytes, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._data = data
+        self._view = memoryview(data)
+        self._position = 0
+        self._before = 0
+        self._step = _FIRST
+        self._parts = 0
+        self._content = 0
+
+    @property
+    def offset(self) -> int:
+        """Bytes that were given out, for messages."""
+        return self._before + self._position
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left."""
+        if self._position == len(self._data):
+            self._before += self._position
+            self._data = next(self._chunks, b"")
+            self._view = memoryview(self._data)
+            self._position = 0
+        return not self._data
+
+    @property
+    def next_byte(self) -> int:
+        """The first byte that is left."""
+        return self._data[self._position]
+
+    def skip_zeros(self) -> None:
+        """Pass over zeros."""
+        while not self.ended and not self.next_byte:
+            self._position = len(self._data) - len(self._data[self._position :].lstrip(b"\0"))
+
+    def begin(self) -> None:
+        """A part starts."""
+        self._step = _FIRST
+        self._parts += 1
+        if self._parts > _MAX_PARTS and (self._parts - _MAX_PARTS) * _LEAST > self._content:
+            raise _Broken(self.offset, f"at most {_MAX_PARTS} parts without content", "more")
+
+    def came_out(self, size: int) -> None:
+        """There is content of ``size`` bytes."""
+        self._content += size
+
+    def take(self) -> memoryview:
+        """The next bytes; none at the end."""
+        if self.ended:
+            return self._view
+        taken = self._view[self._position : self._position + self._step]
+        self._position += len(taken)
+        self._step = min(2 * self._step, CHUNK)
+        return taken
+
+    def end(self, unused: int) -> None:
+        """A part ended, ``unused`` bytes before the end of what was taken last."""
+        self._position -= unused

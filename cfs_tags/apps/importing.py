@@ -13,12 +13,13 @@ file are read, and the layers of an artifact are kept as the blobs that they are
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cfs_tags import tagging, tags
 from cfs_tags.apps import blobs, docker, platforms, tarsplit, tarstream
 from cfs_tags.errors import (
     DamagedError,
+    DigestMismatch,
     FormatError,
     InvalidArgument,
     NotFoundError,
@@ -36,8 +37,9 @@ from cfs_tags.tagging import Instruction, TagPlan
 from cfs_tags.values import ContentId, Digest, ObjectId, TagName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from cfs_tags.apps.blobs import Reader
     from cfs_tags.apps.helper import Helper
     from cfs_tags.apps.sources import Source
     from cfs_tags.formats.oci import Descriptor, ImageConfig, Manifest, Platform
@@ -66,8 +68,8 @@ _SECOND_PROCESS = 4 << 20
 """Bytes of layers to read from which on a second process pays for itself."""
 _MAX_DEPTH = 4
 _MAX_REFERRERS = 10_000
-_TAR_TYPES = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar")
-_TARS = frozenset(kind + suffix for kind in _TAR_TYPES for suffix in ("", "+gzip", "+zstd"))
+_MAX_ENTRIES = 1_000
+"""Entries of the longest index of which an image is chosen."""
 _ATTESTED = "vnd.docker.reference.digest"
 
 
@@ -96,11 +98,26 @@ class Options(NamedTuple):
 
 
 class PlannedLayer(NamedTuple):
-    """A layer.  ``key`` is the diff_id, of an artifact the digest; ``have`` the object of its stream where that is there."""
+    """A layer.
+
+    Attributes:
+        descriptor: in the manifest.
+        key: the diff_id; of what is no image's tar the digest.
+        is_tar: whether it is an image's tar, which is cut; else it is a blob, kept as it is.
+        have: the object of its stream, where that is there.
+        proven: whether the descriptor is known to stand for what is there.
+    """
 
     descriptor: Descriptor
     key: Digest
+    is_tar: bool
     have: ObjectId | None
+    proven: bool
+
+    @property
+    def content_id(self) -> ContentId:
+        """Where it is kept: blobs apart, so that none is ever taken for the layer whose tar has the same bytes."""
+        return ContentId.layer(self.key) if self.is_tar else ContentId.blob(self.key)
 
 
 class PlannedImage(NamedTuple):
@@ -129,7 +146,7 @@ class PlannedImage(NamedTuple):
     @property
     def missing(self) -> list[PlannedLayer]:
         """Layers that must be read."""
-        return [] if self.complete else [layer for layer in self.layers if layer.have is None]
+        return [] if self.complete else [layer for layer in self.layers if layer.have is None or not layer.proven]
 
 
 class Import(NamedTuple):
@@ -153,9 +170,9 @@ class Import(NamedTuple):
 
     @property
     def bytes_to_read(self) -> int:
-        """Of layers that the repository lacks, as the source has them."""
-        layers = {layer.key: layer.descriptor.size for image in self.images for layer in image.missing}
-        return sum(layers.values())
+        """Of layers that the repository lacks or cannot be sure of, as the source has them."""
+        missing = [layer for image in self.images for layer in image.missing]
+        return sum({(layer.content_id, layer.descriptor.digest): layer.descriptor.size for layer in missing}.values())
 
     def tag_plan(self, repo: ReadRepo) -> TagPlan:
         """The changes to refs, once the content is there.  Raises as :func:`cfs_tags.tagging.plan`."""
@@ -216,6 +233,7 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
     if tags.find(repo, tag) is None:
         tag = TagName.parse(tag)
     chosen = _Chooser(source, options).choose()
+    index = (*chosen.document, tag) if options.keep_index and chosen.document is not None else None
     planner = _Planner(repo, source)
     named: dict[str, Digest] = {}
     for suffix, descriptor in chosen.images:
@@ -223,12 +241,9 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
         named.setdefault(tag + suffix, image.digest)
     _refuse_names(repo, named, options)
     if options.referrers:
-        planner.add_referrers(source.listed())
+        planner.add_referrers(source.listed(), [] if index is None else [index[1]])
     if options.all_platforms:
         planner.add_attestations(chosen.attestations)
-    index = None
-    if options.keep_index and chosen.document is not None:
-        index = (*chosen.document, tag)
     return Import(source.text, tuple(planner.images.values()), tuple(named.items()), tuple(planner.referrers), index, options)
 
 
@@ -259,11 +274,12 @@ class _Chooser:
     def __init__(self, source: Source, options: Options) -> None:
         self._source = source
         self._options = options
+        self._top: set[Digest] = set()
+        self._platforms: dict[Digest, Platform | None] = {}
 
     def choose(self) -> _Chosen:
         offered = self._source.offered()
         wanted = self._options.platform
-        seen: set[Digest] = set()
         index: tuple[bytes, Digest] | None = None
         manifests: Sequence[Descriptor] | None = None
         if len(offered) == 1:
@@ -271,7 +287,7 @@ class _Chooser:
             raw = read_document(self._source, descriptor)
             document = oci.parse_manifest_or_index(raw)
             if isinstance(document, oci.Index):
-                seen.add(descriptor.digest)
+                self._top.add(descriptor.digest)
                 index, manifests = (raw, descriptor.digest), document.manifests
         else:
             manifests = offered
@@ -293,7 +309,7 @@ class _Chooser:
                 suffix = "-" + platforms.shown(entry.platform, "-")
                 if suffix not in names:
                     names.add(suffix)
-                    images.append((suffix, self._manifest(entry, None, seen)))
+                    images.append((suffix, self._manifest(entry, None)))
             if not images:
                 raise PlatformNotFound(target=target, wanted="any platform", platforms=())
             try:
@@ -302,15 +318,16 @@ class _Chooser:
                 if wanted is not None:
                     raise
             else:
-                images.insert(0, ("", self._manifest(mine, None, seen)))
+                images.insert(0, ("", self._manifest(mine, None)))
         else:
             platform = wanted or platforms.this_machine()
-            images.append(("", self._manifest(platforms.choose(known, platform, target), platform, seen)))
+            images.append(("", self._manifest(platforms.choose(known, platform, target), platform)))
         return _Chosen(images, index, attestations)
 
-    def _manifest(self, entry: Descriptor, platform: Platform | None, seen: set[Digest]) -> Descriptor:
+    def _manifest(self, entry: Descriptor, platform: Platform | None) -> Descriptor:
         """An image, where an entry may be an index of its own."""
         depth = 0
+        seen = set(self._top)  # of this way down: two entries may lead to the same index
         while True:
             document = oci.parse_manifest_or_index(read_document(self._source, entry))
             if not isinstance(document, oci.Index):
@@ -325,16 +342,29 @@ class _Chooser:
 
     def _with_platforms(self, manifests: Sequence[Descriptor]) -> list[Descriptor]:
         """The entries with their platforms; where the index does not say it, the configs do."""
+        if len(manifests) > _MAX_ENTRIES:
+            self._too_many(len(manifests))
         found = []
         for entry in manifests:
             known = entry
             if entry.platform is None and entry.artifact_type is None and _ATTESTED not in entry.annotations:
-                document = oci.parse_manifest_or_index(read_document(self._source, entry))
-                if isinstance(document, oci.Manifest) and (document.is_container or docker.is_docker(document)):
-                    config = oci.parse_config(read_config(self._source, document))
-                    known = entry._replace(platform=platforms.of_config(config))
+                known = entry._replace(platform=self._platform(entry))
             found.append(known)
         return found
+
+    def _platform(self, entry: Descriptor) -> Platform | None:
+        """What an image is for, by its config; each is read once, however often an index names it."""
+        if entry.digest not in self._platforms:
+            document = oci.parse_manifest_or_index(read_document(self._source, entry))
+            found = None
+            if isinstance(document, oci.Manifest) and (document.is_container or docker.is_docker(document)):
+                found = platforms.of_config(oci.parse_config(read_config(self._source, document)))
+            self._platforms[entry.digest] = found
+        return self._platforms[entry.digest]
+
+    def _too_many(self, count: int) -> NoReturn:
+        wanted = f"at most {_MAX_ENTRIES} entries"
+        raise FormatError(structure="index", offset=0, wanted=wanted, found=str(count), path=self._source.text)
 
     def _refuse_other(self, entry: Descriptor, wanted: Platform) -> None:
         found = self._with_platforms([entry._replace(platform=None)])[0].platform
@@ -363,6 +393,7 @@ def read_config(source: Source, manifest: Manifest) -> bytes:
 
 
 def _read(source: Source, descriptor: Descriptor, limit: int, what: str) -> bytes:
+    blobs.hasher(descriptor.digest)  # a digest of another kind is no name of anything in a source
     reader = source.open(descriptor.digest)
     try:
         return blobs.read_whole(reader, descriptor, limit, what)
@@ -377,6 +408,7 @@ class _Planner:
         self._repo = repo
         self._source = source
         self._layers: dict[ContentId, ObjectId | None] = {}
+        self._known = _Known(repo)
         self.images: dict[Digest, PlannedImage] = {}
         self.referrers: dict[tuple[Digest, Digest], None] = {}
         self._by_source: dict[Digest, PlannedImage] = {}
@@ -393,16 +425,19 @@ class _Planner:
             raw = docker.to_oci(manifest)
             manifest = oci.parse_manifest(raw)
             digest = _sha256(raw)
+        if manifest.subject is not None:
+            blobs.hasher(manifest.subject.digest)  # it becomes the name of a directory
         image = self._stored(digest, source_digest, raw, manifest) or self._new(digest, source_digest, raw, manifest)
         if manifest.subject is not None:
             self.referrers[manifest.subject.digest, digest] = None
         self.images[digest] = self._by_source[source_digest] = image
         return image
 
-    def add_referrers(self, listed: Sequence[Descriptor]) -> None:
-        """Plan for the artifacts among ``listed`` that are about something that is imported; and those about them."""
+    def add_referrers(self, listed: Sequence[Descriptor], kept: Sequence[Digest]) -> None:
+        """Plan for the artifacts among ``listed`` that are about something that is imported, or about an index that is
+        kept; and those about them."""
         about: dict[Digest, list[Descriptor]] = {}
-        for entry in listed[:_MAX_REFERRERS]:
+        for entry in list({entry.digest: entry for entry in listed}.values())[:_MAX_REFERRERS]:
             if entry.digest in self._by_source:
                 continue
             try:
@@ -411,7 +446,7 @@ class _Planner:
                 continue  # another image's business
             if isinstance(document, oci.Manifest) and document.subject is not None:
                 about.setdefault(document.subject.digest, []).append(entry)
-        pending = list(self._by_source)
+        pending = [*self._by_source, *kept]
         while pending:
             for entry in about.pop(pending.pop(), ()):
                 self.add(entry)
@@ -429,19 +464,26 @@ class _Planner:
         """An image of which everything is there."""
         try:
             stored = contents.load(self._repo, digest)
-            whole = not contents.missing_parts(self._repo, digest) and all(
-                layer.object is not None and self._is_whole(layer.object) for layer in stored.layers
-            )
             layers = [
-                PlannedLayer(layer.descriptor, layer.diff_id or layer.descriptor.digest, layer.object)
-                for layer in stored.layers
+                PlannedLayer(
+                    one.descriptor, one.diff_id or one.descriptor.digest, _is_tar(manifest, one.descriptor), one.object, True
+                )
+                for one in stored.layers
             ]
-            # without its link the content of a stream is not safe from the collectors of cfsctl and bootc
-            names = [ContentId.config(manifest.config.digest), *(ContentId.layer(layer.key) for layer in layers)]
-            linked = all(self._repo.stream_object(name) is not None for name in names)
+            # without a link of its own the content of a stream is not safe from the collectors of cfsctl and bootc
+            whole = (
+                not contents.missing_parts(self._repo, digest)
+                and is_linked(self._repo, stored.config_object, ContentId.config(manifest.config.digest))
+                and all(
+                    layer.have is not None
+                    and is_usable(self._repo, layer.have, layer.is_tar)
+                    and is_linked(self._repo, layer.have, ContentId.layer(layer.key), ContentId.blob(layer.key))
+                    for layer in layers
+                )
+            )
         except (NotFoundError, DamagedError, UnsupportedError):
             return None
-        if not whole or not linked:
+        if not whole:
             return None
         platform = platforms.of_config(stored.config) if stored.config is not None else None
         return PlannedImage(digest, source_digest, raw, manifest, None, platform, tuple(layers), True)
@@ -455,35 +497,98 @@ class _Planner:
             platform = platforms.of_config(config)
             keys = config.diff_ids
             _refuse_config(config, manifest, digest)
-        layers = []
-        for descriptor, key in zip(manifest.layers, keys, strict=True):
-            layers.append(PlannedLayer(descriptor, key, self._layer(ContentId.layer(key))))
+        layers = [self._layer(manifest, *pair) for pair in zip(manifest.layers, keys, strict=True)]
         return PlannedImage(digest, source_digest, raw, manifest, raw_config, platform, tuple(layers), False)
 
-    def _layer(self, content_id: ContentId) -> ObjectId | None:
+    def _layer(self, manifest: Manifest, descriptor: Descriptor, key: Digest) -> PlannedLayer:
+        blobs.hasher(descriptor.digest)
+        blobs.hasher(key)
+        layer = PlannedLayer(descriptor, key, _is_tar(manifest, descriptor), None, False)
+        content_id = layer.content_id
         if content_id not in self._layers:
             found = self._repo.stream_object(content_id)
-            self._layers[content_id] = found if found is not None and self._is_whole(found) else None
-        return self._layers[content_id]
+            usable = found is not None and is_usable(self._repo, found, layer.is_tar)
+            self._layers[content_id] = found if usable else None
+        have = self._layers[content_id]
+        if have is None:
+            return layer
+        # a new manifest reaches what is there only where its blob is known to be that
+        proven = self._known.stands_for(descriptor, key)
+        if proven:
+            size = self._source.size(descriptor.digest)
+            if size is not None and size != descriptor.size:
+                raise DigestMismatch(path=f"blob {descriptor.digest}", wanted=f"{descriptor.size} bytes", found=f"{size} bytes")
+        return layer._replace(have=have, proven=proven)
 
-    def _is_whole(self, stream: ObjectId) -> bool:
-        return is_whole(self._repo, stream)
+
+class _Known:
+    """Which compressed layers stand for which diff_ids, by the manifests that the repository has: those were checked."""
+
+    def __init__(self, repo: ReadRepo) -> None:
+        self._repo = repo
+        self._naming: dict[str, list[Digest]] | None = None
+        self._pairs: dict[Digest, set[tuple[Digest, int, Digest]]] = {}
+
+    def stands_for(self, descriptor: Descriptor, key: Digest) -> bool:
+        """Whether some manifest has the layer, with that digest and size, for that diff_id (in an artifact: digest)."""
+        if self._naming is None:
+            self._naming = self._read()
+        wanted = descriptor.digest, descriptor.size, key
+        return any(wanted in self._of(digest) for digest in self._naming.get(key, ()))
+
+    def _read(self) -> dict[str, list[Digest]]:
+        naming: dict[str, list[Digest]] = {}
+        for name in self._repo.names(layout.STREAMS) or ():
+            digest = ContentId(name).manifest_digest
+            try:
+                stream = self._repo.stream_object(ContentId(name)) if digest is not None else None
+                if digest is not None and stream is not None:
+                    for key in self._repo.stream(stream, name).named_refs:
+                        naming.setdefault(key, []).append(digest)
+            except (NotFoundError, DamagedError, UnsupportedError):
+                continue
+        return naming
+
+    def _of(self, digest: Digest) -> set[tuple[Digest, int, Digest]]:
+        if digest not in self._pairs:
+            try:
+                layers = contents.load(self._repo, digest).layers
+            except (NotFoundError, DamagedError, UnsupportedError):
+                layers = ()
+            self._pairs[digest] = {
+                (one.descriptor.digest, one.descriptor.size, one.diff_id or one.descriptor.digest) for one in layers
+            }
+        return self._pairs[digest]
 
 
-def is_whole(repo: ReadRepo, stream: ObjectId) -> bool:
-    """Whether a layer's splitstream and all its objects are there."""
-    try:
-        with tarstream.opened(repo, stream) as found:
-            text = found.raw_object_refs.hex()
-    except (DamagedError, UnsupportedError):
-        return False
-    width = repo.algorithm.hex_length
+def _is_tar(manifest: Manifest, layer: Descriptor) -> bool:
+    return manifest.is_container and layer.is_tar
+
+
+def is_linked(repo: ReadRepo, stream: ObjectId, *names: ContentId) -> bool:
+    """Whether a link in ``streams/`` leads to that very object: one of ``names``, or the one that it got when it lost that."""
+    return any(repo.stream_object(name) == stream for name in (*names, ContentId.kept(stream)))
+
+
+_SOME = 4096
+
+
+def is_usable(repo: ReadRepo, stream: ObjectId, is_tar: bool) -> bool:
+    """Whether a layer's splitstream is one of a tar (else: of a blob), and it and all its objects are there."""
+    wanted = splitstream.CONTENT_TYPE_LAYER if is_tar else splitstream.CONTENT_TYPE_BLOB
     root = repo.fd
     stat = os.stat
     try:
-        for start in range(0, len(text), width):
-            stat(f"objects/{text[start : start + 2]}/{text[start + 2 : start + width]}", dir_fd=root, follow_symlinks=False)
-    except FileNotFoundError:
+        with tarstream.opened(repo, stream) as found:
+            if found.content_type != wanted:
+                return False
+            width = repo.algorithm.hex_length
+            step = _SOME * repo.algorithm.size
+            for begin in range(0, len(found.raw_object_refs), step):
+                text = found.raw_object_refs[begin : begin + step].hex()
+                for at in range(0, len(text), width):
+                    stat(f"objects/{text[at : at + 2]}/{text[at + 2 : at + width]}", dir_fd=root, follow_symlinks=False)
+    except (DamagedError, UnsupportedError, FileNotFoundError):
         return False
     except OSError as error:
         raise SystemFailure.of(error, "look at", os.path.join(repo.path, layout.OBJECTS)) from error
@@ -499,7 +604,7 @@ def _refuse_config(config: ImageConfig, manifest: Manifest, digest: Digest) -> N
             found=str(len(config.diff_ids)),
         )
     for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
-        if layer.media_type not in _TARS and layer.digest != diff_id:
+        if not layer.is_tar and layer.digest != diff_id:
             raise FormatError(
                 structure=f"manifest {digest}",
                 offset=0,
@@ -591,7 +696,7 @@ class _Writer:
         self._store: ObjectStore = ObjectStore(repo)
         self._helper: Helper | None = None
         self._layers: dict[ContentId, ObjectId] = {}
-        self._links: dict[ContentId, ObjectId] = {}
+        self._proven: set[tuple[ContentId, Digest]] = set()
         self._progress = progress
         self._total = wanted.bytes_to_read
         self._read = 0
@@ -637,38 +742,50 @@ class _Writer:
 
     def _store_layers(self, image: PlannedImage) -> None:
         for layer in image.layers:
-            content_id = ContentId.layer(layer.key)
-            if content_id in self._layers:
-                continue
-            have = layer.have or self._meanwhile(content_id)
+            content_id = layer.content_id
+            have = self._layers.get(content_id) or layer.have or self._meanwhile(layer)
             if have is None:
-                is_tar = image.manifest.is_container and layer.descriptor.media_type in _TARS
-                have = self._store_tar(layer) if is_tar else self._store_blob(layer)
+                have = self._store_tar(layer) if layer.is_tar else self._store_blob(layer)
+            elif not layer.proven and (content_id, layer.descriptor.digest) not in self._proven:
+                self._prove(layer)
+            self._proven.add((content_id, layer.descriptor.digest))
             self._layers[content_id] = have
 
-    def _meanwhile(self, content_id: ContentId) -> ObjectId | None:
+    def _meanwhile(self, layer: PlannedLayer) -> ObjectId | None:
         """What somebody else stored since the plan was made."""
-        found = self._repo.stream_object(content_id)
-        return found if found is not None and is_whole(self._repo, found) else None
+        found = self._repo.stream_object(layer.content_id)
+        return found if found is not None and is_usable(self._repo, found, layer.is_tar) else None
+
+    def _prove(self, layer: PlannedLayer) -> None:
+        """Read a layer that is there already: that the blob is what it is said to be is known afterwards."""
+        reader = self._source.open(layer.descriptor.digest)
+        try:
+            for _ in self._plain(layer, reader):
+                pass
+        finally:
+            reader.close()
+
+    def _plain(self, layer: PlannedLayer, reader: Reader) -> Iterator[bytes]:
+        """The bytes that a layer stands for, checked."""
+        descriptor, limit = layer.descriptor, self._wanted.options.limit
+        what = f"layer {descriptor.digest}"
+        chunks = blobs.checked(reader, descriptor.digest, descriptor.size, self._tell)
+        if descriptor.digest == layer.key:
+            return blobs.limited(chunks, limit, what)
+        return blobs.decompressed(chunks, layer.key, limit, what)
 
     def _store_tar(self, layer: PlannedLayer) -> ObjectId:
         from cfs_tags.apps.layerbuild import LayerBuilder
 
-        descriptor, limit = layer.descriptor, self._wanted.options.limit
-        what = f"layer {descriptor.digest}"
-        reader = self._source.open(descriptor.digest)
+        reader = self._source.open(layer.descriptor.digest)
         builder = LayerBuilder(self._repo, self._store, self._helper)
-        chunks = blobs.checked(reader, descriptor.digest, descriptor.size, self._tell)
+        plain = self._plain(layer, reader)
         try:
-            if descriptor.digest == layer.key:
-                plain = blobs.limited(chunks, limit, what)
-            else:
-                plain = blobs.decompressed(chunks, layer.key, limit, what)
             try:
                 tarsplit.split(plain, builder)
             except FormatError as error:
                 if error.structure == "tar":
-                    error.path = what
+                    error.path = f"layer {layer.descriptor.digest}"
                     for _ in plain:  # of a blob that is not the right one that is to be said, not what is wrong with it
                         pass
                 raise
@@ -703,7 +820,7 @@ class _Writer:
         meanwhile: what refers to it has to be made again."""
         streams: dict[ContentId, tuple[ObjectId, ObjectId | None]] = {}  # what it shall lead to, and what it leads to now
         for image in images:
-            layers = [(layer.key, self._layer_stream(layer.key, streams)) for layer in image.layers]
+            layers = [(layer.key, self._layer_stream(layer, streams)) for layer in image.layers]
             config = self._config(image, layers, streams)
             manifest = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_MANIFEST)
             manifest.add_named_ref(f"config:{image.manifest.config.digest}", config)
@@ -721,12 +838,12 @@ class _Writer:
             raise self._failure(error, layout.STREAMS) from error
         return done
 
-    def _layer_stream(self, key: Digest, streams: dict[ContentId, tuple[ObjectId, ObjectId | None]]) -> ObjectId:
-        content_id = ContentId.layer(key)
+    def _layer_stream(self, layer: PlannedLayer, streams: dict[ContentId, tuple[ObjectId, ObjectId | None]]) -> ObjectId:
+        content_id = layer.content_id
         if content_id not in streams:
             made = self._layers[content_id]
             found = self._repo.stream_object(content_id)
-            if found is not None and found != made and is_whole(self._repo, found):
+            if found is not None and found != made and is_usable(self._repo, found, layer.is_tar):
                 made = found
             streams[content_id] = made, found
         return streams[content_id][0]
@@ -751,9 +868,9 @@ class _Writer:
                 old, whole = None, False
             if old is not None and whole:
                 # that of an artifact is "{}" mostly, and many have it: it has the layers of the first of them
-                named = [(key, old.named_refs.get(key)) for key, _ in layers if image.manifest.is_container]
-                if all(target is not None and self._has_layer(key, target, layers) for key, target in named):
-                    layers[:] = [(key, target) for key, target in named if target is not None] or layers
+                named = [(layer, old.named_refs.get(layer.key)) for layer in image.layers if image.manifest.is_container]
+                if all(target is not None and self._has_layer(layer, target, layers) for layer, target in named):
+                    layers[:] = [(layer.key, target) for layer, target in named if target is not None] or layers
                     streams[content_id] = found, found
                     return found
         writer = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_CONFIG)
@@ -768,8 +885,10 @@ class _Writer:
         streams[content_id] = made, found
         return made
 
-    def _has_layer(self, key: Digest, target: ObjectId, layers: list[tuple[Digest, ObjectId]]) -> bool:
-        return (key, target) in layers or is_whole(self._repo, target)
+    def _has_layer(self, layer: PlannedLayer, target: ObjectId, layers: list[tuple[Digest, ObjectId]]) -> bool:
+        if (layer.key, target) in layers:
+            return True
+        return is_linked(self._repo, target, layer.content_id) and is_usable(self._repo, target, layer.is_tar)
 
     def _name(self, content_id: ContentId, stream: ObjectId, old: ObjectId | None) -> bool:
         """Have a link in ``streams/`` lead to an object; False where it is not as it was any more."""
@@ -786,16 +905,28 @@ class _Writer:
             except FileExistsError:
                 return False
             return True
+        if content_id.manifest_digest is None and self._repo.has_object(found):
+            self._keep(found)
         self._repo.make_directories(f"{layout.STATE}/tmp")
         spare = f"{layout.STATE}/tmp/stream-{os.urandom(8).hex()}"
         fsops.make_link(self._repo.fd, spare, link)
         fsops.rename(self._repo.fd, spare, path)
         return True
 
+    def _keep(self, stream: ObjectId) -> None:
+        """Give an object a link of its own before it loses the one that it has: manifests and configs name it by digest, and
+        what is behind an object without a link is not safe from the collectors of cfsctl and bootc.  They take the link
+        away when nothing names the object any more."""
+        try:
+            fsops.make_link(self._repo.fd, f"{layout.STREAMS}/{ContentId.kept(stream)}", layout.object_link(stream))
+        except FileExistsError:
+            return
+        fsops.sync(self._repo.fd, layout.STREAMS)
+
     def _store_index(self, raw: bytes, digest: Digest) -> None:
         content_id = ContentId.blob(digest)
         found = self._repo.stream_object(content_id)
-        if found is not None and is_whole(self._repo, found):
+        if found is not None and is_usable(self._repo, found, is_tar=False):
             return
         writer = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         writer.add_external(self._store.add(raw), len(raw))

@@ -25,6 +25,8 @@ __all__ = ["LayerBuilder"]
 
 _LONG_RUN = 4 << 20
 _LONG_BODY = 8 << 20
+_LONG_WAIT = 8 << 20
+"""Inline bytes that wait for digests of the helper at most."""
 
 
 class LayerBuilder:
@@ -46,6 +48,7 @@ class LayerBuilder:
         self._long_body = Scratch(store)
         # inline bytes, or size and digest of an object: a digest of None comes from the helper
         self._waiting: deque[bytearray | tuple[int, ObjectId | None]] = deque()
+        self._waiting_bytes = 0
         self._known: deque[ObjectId] = deque()
         self._large: ObjectWriter | None = None
         self._large_size = 0
@@ -98,10 +101,11 @@ class LayerBuilder:
         self._end_run()
         self._settle(everything=True)
         head, tail = self._writer.finish_parts()
-        if not self._long_body.size:
-            return self._store.add(b"".join((head, self._body, tail)))
+        if not self._long_body.size and sum(map(len, head)) < _LONG_BODY:
+            return self._store.add(b"".join((*head, self._body, tail)))
         with self._store.writer() as file:
-            file.write(head)
+            for part in head:
+                file.write(part)
             for piece in self._long_body.take():
                 file.write(piece)
             file.write(self._body)
@@ -126,7 +130,10 @@ class LayerBuilder:
             self._writer.add_long_inline(self._aside.size, self._drained(self._aside.take()))
         elif self._run:
             self._waiting.append(self._run)
+            self._waiting_bytes += len(self._run)
             self._run = bytearray()
+            if self._waiting_bytes > _LONG_WAIT:
+                self._settle(everything=True)
 
     def _drained(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -141,6 +148,7 @@ class LayerBuilder:
             first = self._waiting[0]
             if isinstance(first, bytearray):
                 self._writer.add_inline(first)
+                self._waiting_bytes -= len(first)
             else:
                 size, object_id = first
                 if object_id is None:

@@ -40,6 +40,7 @@ __all__ = ["Source", "open_source"]
 _REF_NAME = "org.opencontainers.image.ref.name"
 _FULL_NAME = "io.containerd.image.name"
 _TRANSPORT = re.compile(r"([a-z][a-z0-9-]*):(.*)", re.DOTALL)
+_NUMBER = re.compile(r"@[0-9]{1,9}", re.ASCII)
 _MANIFEST_TYPES = (
     oci.MEDIA_TYPE_MANIFEST,
     oci.MEDIA_TYPE_INDEX,
@@ -78,6 +79,9 @@ class Source(Protocol):
             SourceNotFound: there is none.
             FormatError: something else is in its place.
         """
+
+    def size(self, digest: Digest) -> int | None:
+        """Bytes of a blob; None where that cannot be said without fetching it.  Raises as :meth:`open`."""
 
     def close(self) -> None:
         """Let go of it, and of what it downloaded."""
@@ -181,6 +185,7 @@ class _File:
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self._path = path
+        self.size = os.fstat(fd).st_size
 
     def read(self, size: int) -> bytes:
         try:
@@ -276,8 +281,19 @@ class _Layout:
             _no_blob(self.text, digest)
         return found
 
+    def size(self, digest: Digest) -> int | None:
+        return _size(self.open(digest))
+
     def close(self) -> None:
         self._files.close()
+
+
+def _size(reader: Reader) -> int:
+    """Bytes that a blob of a file has."""
+    try:
+        return reader.getbuffer().nbytes if isinstance(reader, io.BytesIO) else int(getattr(reader, "size", 0))
+    finally:
+        reader.close()
 
 
 def _names(entry: Descriptor) -> list[str]:
@@ -323,6 +339,9 @@ class _Dir:
         if found is None:
             _no_blob(self.text, digest)
         return found
+
+    def size(self, digest: Digest) -> int | None:
+        return _size(self.open(digest))
 
     def close(self) -> None:
         self._files.close()
@@ -370,7 +389,7 @@ class _DockerArchive:
             if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
                 self._wrong("RepoTags that are texts", "something else")
             names.update(dict.fromkeys(tags, image))
-        if wanted is not None and wanted.startswith("@") and wanted[1:].isdecimal() and int(wanted[1:]) < len(images):
+        if wanted is not None and _NUMBER.fullmatch(wanted) is not None and int(wanted[1:]) < len(images):
             return images[int(wanted[1:])]  # type: ignore[no-any-return]
         if wanted is not None:
             for name in (wanted, f"{wanted}:latest", f"docker.io/library/{wanted}", f"docker.io/{wanted}"):
@@ -447,6 +466,9 @@ class _DockerArchive:
         if found is None:
             _no_blob(self.text, digest)
         return found
+
+    def size(self, digest: Digest) -> int | None:
+        return _size(self.open(digest))
 
     def close(self) -> None:
         self._archive.close()
@@ -533,8 +555,14 @@ class _Skopeo:
                 parsed = oci.parse_manifest_or_index(self._documents[document])
                 if isinstance(parsed, oci.Index):
                     return io.BytesIO(self.document(digest))
+                if digest == parsed.config.digest:
+                    where = f"{self._repository}@{document}"
+                    return io.BytesIO(run(self._program, "inspect", "--raw", "--config", where))
                 return self._copy(f"{self._repository}@{document}").open(digest)
         _no_blob(self.text, digest)
+
+    def size(self, digest: Digest) -> int | None:
+        return None if self._registry else _size(self.open(digest))
 
     def close(self) -> None:
         for copied in self._copies.values():

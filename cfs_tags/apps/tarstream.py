@@ -50,6 +50,9 @@ def opened(repo: ReadRepo, stream_object: ObjectId, needed_by: str = "a layer") 
         mapped = verity.map_file(fd)
     except OSError as error:
         raise SystemFailure.of(error, "read", path) from error
+    except FormatError as error:
+        error.path = path
+        raise
     finally:
         os.close(fd)
     try:

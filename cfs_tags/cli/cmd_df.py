@@ -40,22 +40,13 @@ def command(
       cfs-tag df --without quay.io/org/app:1 --without quay.io/org/app:2
       cfs-tag df --json
     """
-    from cfs_tags import gc
-    from cfs_tags.errors import UnresolvedDeployment
     from cfs_tags.usage import measure
 
     session = ctx.obj
     with session.open() as repo, repo.locked("shared", seconds(lock_timeout)):
-        view = None
-        if session.sysroot is not None or repo.sysroot is not None:
-            view = sysroots.view_of(session, repo, boot, esp, run, booted)
-        unresolved: tuple[str, ...] = ()
-        try:
-            planned = gc.plan_refs(repo, view)
-        except UnresolvedDeployment as error:  # a collection would stop here
-            unresolved = (error.message,)
-            planned = gc.plan_refs(repo, view, image_only=True)
-        usage = measure(repo, without or (), planned.changes)
+        sysroots.has_sysroot(ctx, repo, boot=boot, esp=esp, run=run, booted=booted)
+        changes, unresolved = sysroots.planned_changes(session, repo, boot, esp, run, booted)
+        usage = measure(repo, without or (), changes)
         usage = usage._replace(problems=(*unresolved, *usage.problems))
     if as_json:
         output.document("df", _facts(usage))

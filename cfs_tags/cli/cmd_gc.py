@@ -11,7 +11,8 @@ from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
 from cfs_tags.cli.session import note
 from cfs_tags.cli.stopping import stoppable
-from cfs_tags.errors import BrokenRoots, InvalidArgument, printable
+from cfs_tags.errors import BrokenRoots, InvalidArgument, TargetNotFound, printable
+from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +74,8 @@ def command(
     )
     session = ctx.obj
     with session.open(write=True) as repo:
-        with_sysroot = session.sysroot is not None or repo.sysroot is not None
+        with_sysroot = sysroots.has_sysroot(ctx, repo, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted)
+        warnings = [TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)]
 
         def read() -> SysrootView:
             return sysroots.view_of(session, repo, boot, esp, run, booted)
@@ -92,9 +94,14 @@ def command(
                 _list_problems(error.problems)
             raise
     if as_json:
-        output.document("gc", _facts(made, dry_run))
+        output.document("gc", _facts(made, dry_run), warnings)
     else:
+        output.warn(warnings)
         _show(repo, made, dry_run)
+
+
+def _is_there(repo: ReadRepo, name: str) -> bool:
+    return any(name in (repo.names(tree) or ()) for tree in (layout.STREAMS, layout.IMAGES))
 
 
 def _bytes(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -170,8 +171,9 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
         return
     data = text.encode(errors="backslashreplace")
+    stream = io.FileIO(fd, "w", closefd=False)
     while data:
-        data = data[os.write(fd, data) :]
+        data = data[stream.write(data) :]
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import complete, output
+from cfs_tags.cli import complete, output, sysroots
 from cfs_tags.cli.options import Json, JsonLines, excluding, seconds
 from cfs_tags.errors import printable
 
@@ -34,7 +34,8 @@ def command(
 ) -> None:
     """Say why something is kept: every chain from a ref to it.
 
-    Of something dead it says so, and where the log can tell, which ref kept it last.  That is no error.
+    Of something dead it says so, and where the log can tell, which ref kept it last.  That is no error.  Refs count as a
+    collection finds them: without what has run out, and with a sysroot after deployments were adopted and retired.
 
     \b
     Examples:
@@ -46,7 +47,9 @@ def command(
 
     excluding(ctx, json=as_json, jsonl=as_json_lines)
     with ctx.obj.open() as repo, repo.locked("shared", seconds(lock_timeout)):
-        answer = explain(repo, target, path)
+        changes, unresolved = sysroots.planned_changes(ctx.obj, repo)
+        answer = explain(repo, target, path, changes)
+        answer = answer._replace(problems=(*unresolved, *answer.problems))
     if as_json:
         output.document("why", {**_facts(answer), "chains": [[_step(step) for step in chain] for chain in answer.chains]})
     elif as_json_lines:

@@ -8,15 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import output
-from cfs_tags.errors import InvalidArgument, SysrootNotFound, printable
+from cfs_tags.errors import CommandLineError, InvalidArgument, SysrootNotFound, printable
 
 if TYPE_CHECKING:
     from cfs_tags.cli.session import Session
     from cfs_tags.deployments import Deployment
+    from cfs_tags.repo.refs import RefChange
     from cfs_tags.repo.store import ReadRepo
     from cfs_tags.sysroot import Finding, SysrootView
 
-__all__ = ["Boot", "Booted", "Esp", "Run", "finding_facts", "place_facts", "row_facts", "show_findings", "view_of"]
+__all__ = [
+    "Boot",
+    "Booted",
+    "Esp",
+    "Run",
+    "finding_facts",
+    "has_sysroot",
+    "place_facts",
+    "planned_changes",
+    "row_facts",
+    "show_findings",
+    "view_of",
+]
 
 Boot = Annotated[
     str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
@@ -73,6 +86,44 @@ def view_of(
         without=without,
     )
     return SysrootView.read(sysroot, repo.algorithm)
+
+
+def has_sysroot(ctx: typer.Context, repo: ReadRepo, **options: str | bool | None) -> bool:
+    """Whether there is a sysroot with the repository; ``options`` are those that mean nothing without one.
+
+    Raises:
+        CommandLineError: one of them is given, and there is none.
+    """
+    if ctx.obj.sysroot is not None or repo.sysroot is not None:
+        return True
+    for name, value in options.items():
+        if value:
+            option = "--" + name.replace("_", "-")
+            raise CommandLineError(
+                command=ctx.command_path, text=f"{option} is for a repository with a sysroot: name it with --sysroot"
+            )
+    return False
+
+
+def planned_changes(
+    session: Session,
+    repo: ReadRepo,
+    boot: str | None = None,
+    esp: str | None = None,
+    run: str | None = None,
+    booted: str | None = None,
+) -> tuple[tuple[RefChange, ...], tuple[str, ...]]:
+    """The changes of refs that a collection would make first, and why it would stop, where it would."""
+    from cfs_tags import gc
+    from cfs_tags.errors import UnresolvedDeployment
+
+    view = None
+    if session.sysroot is not None or repo.sysroot is not None:
+        view = view_of(session, repo, boot, esp, run, booted)
+    try:
+        return gc.plan_refs(repo, view).changes, ()
+    except UnresolvedDeployment as error:
+        return gc.plan_refs(repo, view, image_only=True).changes, (error.message,)
 
 
 def row_facts(row: Deployment) -> dict[str, Any]:

@@ -27,6 +27,7 @@ __all__ = [
     "DEPLOYMENT_IMAGES",
     "IMAGES",
     "IMAGE_REFS",
+    "INDEXES",
     "LEASES",
     "OBJECTS",
     "OUR_IMAGE_REFS",
@@ -61,6 +62,7 @@ DEPLOYMENTS = f"{OUR_REFS}/deployments"
 CONFIGS = f"{OUR_REFS}/configs"
 DEPLOYMENT_IMAGES = f"{OUR_IMAGE_REFS}/deployments"
 BOUND = f"{OUR_REFS}/bound"
+INDEXES = f"{OUR_REFS}/indexes"
 LEASES = f"{OUR_REFS}/leases"
 TRASH = f"{OUR_REFS}/trash"
 STATE = "cfs-tags"

@@ -65,6 +65,9 @@ Kind = Literal["manifest", "index"]
 # oci-spec, digest.rs: beside the three algorithms that are registered any other; never a "/"
 _OTHER_DIGEST = r"(?!sha(?:256|384|512):)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+"
 
+_TAR_TYPES = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar")
+_TARS = frozenset(kind + suffix for kind in _TAR_TYPES for suffix in ("", "+gzip", "+zstd"))
+
 # what is read of each object: these keys must not stand there twice
 _MANIFEST_KEYS = ("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations")
 _INDEX_KEYS = ("schemaVersion", "mediaType", "artifactType", "manifests", "subject", "annotations")
@@ -105,6 +108,11 @@ class Descriptor(NamedTuple):
     platform: Platform | None = None
     artifact_type: str | None = None
     urls: tuple[str, ...] = ()
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether the media type is that of an image's layer: a tar, plain or compressed."""
+        return self.media_type in _TARS
 
 
 class Manifest(NamedTuple):

@@ -23,6 +23,8 @@ Reading takes any bytes-like object and copies nothing but names, so the file ma
 from __future__ import annotations
 
 import sys
+from array import array
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -40,14 +42,23 @@ __all__ = [
     "CONTENT_TYPE_LAYER",
     "CONTENT_TYPE_MANIFEST",
     "MAX_NAMED_REFS",
+    "MAX_SIZE",
     "PIECE_SIZE",
     "SplitStream",
     "Writer",
     "chunks",
+    "looks_like_one",
     "parse",
     "parse_refs",
+    "salvage_refs",
     "sole_object",
 ]
+
+MAX_SIZE = 1 << 30
+"""Bytes of the longest splitstream that is read.
+
+A layer has 64 bytes in it for each large file, and its headers compressed: 16 million files fit.  A file of any size that takes
+no room on the disk is quickly made, and reading it takes memory."""
 
 CONTENT_TYPE_MANIFEST = int.from_bytes(b"ocimanif", "little")
 """An image manifest: one external object, the manifest as fetched."""
@@ -189,6 +200,38 @@ def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memory
     )
 
 
+def looks_like_one(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (32 or more) has the magic of a splitstream, in either header."""
+    return _MAGIC in (head[:11], head[18:29])
+
+
+def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
+    """What a damaged or newer splitstream still seems to refer to: for a collector that must rather keep too much.
+
+    Neither magic, version, names nor body are looked at, and both headers are tried: if the numbers of an info section lead
+    to arrays of digests, these are taken.
+
+    Args:
+        data: the whole file.
+        algorithm: what the repository uses.
+
+    Returns:
+        As :func:`parse_refs`, as bytes; both empty where nothing can be read.
+    """
+    view = memoryview(data)
+    streams, objects = b"", b""
+    if len(view) >= _HEADER_SIZE:
+        for start, end in (_HEADER.unpack_from(view)[5:], _OLD_HEADER.unpack_from(view)[:2]):
+            if end - start < _INFO.size or end > len(view):
+                continue
+            info = _INFO.unpack_from(view, start)
+            with suppress(FormatError):
+                streams += bytes(_array(view, "stream_refs", info[0], info[1], algorithm.size))
+            with suppress(FormatError):
+                objects += bytes(_array(view, "object_refs", info[2], info[3], algorithm.size))
+    return streams, objects
+
+
 def chunks(stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None) -> Iterator[bytes | ObjectId]:
     """The content of a splitstream, in order: inline bytes as ``bytes``, each external object as its digest.
 
@@ -296,7 +339,7 @@ class Writer:
         self._algorithm = algorithm
         self._content_type = content_type
         self._streams: dict[ObjectId, int] = {}
-        self._objects: dict[ObjectId, int] = {}
+        self._objects = _Objects(algorithm.size)
         self._named: dict[str, int] = {}
         self._inline = bytearray()
         self._size = 0
@@ -330,7 +373,7 @@ class Writer:
         self._check(digest)
         self._flush()
         self._size += size
-        index = self._objects.setdefault(digest, len(self._objects))
+        index = self._objects.index(bytes.fromhex(digest))
         self._body += self._compressor.compress(_CHUNK.pack(index))
 
     def add_long_inline(self, size: int, pieces: Iterable[Buffer]) -> None:
@@ -353,10 +396,11 @@ class Writer:
 
     def finish(self) -> bytes:
         """The whole file.  The writer is used up."""
-        return b"".join(self.finish_parts())
+        head, body = self.finish_parts()
+        return b"".join((*head, body))
 
-    def finish_parts(self) -> tuple[bytes, bytearray]:
-        """What stands in the file before the body, and the end of the body.  The writer is used up.
+    def finish_parts(self) -> tuple[tuple[bytes | bytearray, ...], bytearray]:
+        """What stands in the file before the body, in parts, and the end of the body.  The writer is used up.
 
         Between the two belongs what :meth:`take_body` gave out, in its order.
         """
@@ -366,7 +410,7 @@ class Writer:
         records = "".join([f"{index}:{name}\0" for name, index in sorted(self._named.items())])
         names = _deflate(records.encode())
         streams = bytes.fromhex("".join(self._streams))
-        objects = bytes.fromhex("".join(self._objects))
+        objects = self._objects.table
         # ranges touch, in this order: header, info, stream_refs, object_refs, named_refs, stream
         info = _HEADER_SIZE
         refs = info + _INFO.size
@@ -374,27 +418,19 @@ class Writer:
         after_objects = after_streams + len(objects)
         after_names = after_objects + len(names)
         end = after_names + self._taken + len(body)
-        head = b"".join(
-            (
-                _HEADER.pack(_MAGIC, 0, 0, self._algorithm.number, _LG_BLOCKSIZE, info, refs),
-                _INFO.pack(
-                    refs,
-                    after_streams,
-                    after_streams,
-                    after_objects,
-                    after_names,
-                    end,
-                    after_objects,
-                    after_names,
-                    self._content_type,
-                    self._size,
-                ),
-                streams,
-                objects,
-                names,
-            )
+        header = _HEADER.pack(_MAGIC, 0, 0, self._algorithm.number, _LG_BLOCKSIZE, info, refs) + _INFO.pack(
+            refs,
+            after_streams,
+            after_streams,
+            after_objects,
+            after_names,
+            end,
+            after_objects,
+            after_names,
+            self._content_type,
+            self._size,
         )
-        return head, body
+        return (header, streams, objects, names), body
 
     def _check(self, digest: ObjectId) -> None:
         if len(digest) != self._algorithm.hex_length:
@@ -406,6 +442,47 @@ class Writer:
             self._body += self._compressor.compress(_CHUNK.pack(-len(self._inline)))
             self._body += self._compressor.compress(self._inline)
             self._inline = bytearray()
+
+
+class _Objects:
+    """Digests, each once, in the order of first use, and their numbers; with little memory: a layer may have a million.
+
+    Attributes:
+        table: the digests, one after the other.
+    """
+
+    __slots__ = ("_mask", "_places", "_width", "table")
+
+    def __init__(self, width: int) -> None:
+        self.table = bytearray()
+        self._width = width
+        self._mask = 255
+        self._places = array("I", bytes(4 * 256))  # numbers, from 1, each where its digest says or the next free place after
+
+    def index(self, digest: bytes) -> int:
+        """The number of a digest, which is added where it is new."""
+        width, table, places, mask = self._width, self.table, self._places, self._mask
+        place = int.from_bytes(digest[:8], "little") & mask
+        while number := places[place]:
+            if table.startswith(digest, (number - 1) * width):
+                return number - 1
+            place = (place + 1) & mask
+        table += digest
+        count = len(table) // width
+        places[place] = count
+        if 2 * count > mask:
+            self._grow(count)
+        return count - 1
+
+    def _grow(self, count: int) -> None:
+        width, table = self._width, self.table
+        self._mask = mask = 4 * self._mask + 3
+        self._places = places = array("I", bytes(4 * (mask + 1)))
+        for number in range(count):
+            place = int.from_bytes(table[number * width : number * width + 8], "little") & mask
+            while places[place]:
+                place = (place + 1) & mask
+            places[place] = number + 1
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------

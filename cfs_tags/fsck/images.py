@@ -9,6 +9,7 @@ from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import read_link
 from cfs_tags.fsck.streams import StreamFacts
 from cfs_tags.repo.contents import EROFS_KEY
+from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,20 +17,21 @@ if TYPE_CHECKING:
     from cfs_tags.fsck.links import Links
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["MissingLink", "Streams", "split_content_id", "wanted_algorithm"]
+__all__ = ["KINDS", "MissingLink", "Streams", "split_content_id", "wanted_algorithm"]
 
 _MANIFEST = "oci-manifest-"
 _CONFIG = "oci-config-"
 _LAYER = "oci-layer-"
 _BLOB = "oci-blob-"
 _CONFIG_KEY = "config:"
-_KINDS = {
+KINDS = {
     _MANIFEST: (splitstream.CONTENT_TYPE_MANIFEST,),
     _CONFIG: (splitstream.CONTENT_TYPE_CONFIG,),
     # what is no tar is kept as a blob under either name
     _LAYER: (splitstream.CONTENT_TYPE_LAYER, splitstream.CONTENT_TYPE_BLOB),
     _BLOB: (splitstream.CONTENT_TYPE_BLOB,),
 }
+"""By the start of a content id, the content types of the streams that may be called so."""
 _WORDS = {
     splitstream.CONTENT_TYPE_MANIFEST: "a manifest",
     splitstream.CONTENT_TYPE_CONFIG: "a config",
@@ -130,7 +132,7 @@ class Streams:
         if kind == "" or facts.kind == 0:
             return
         path = f"streams/{name}"
-        if facts.kind not in _KINDS[kind]:
+        if facts.kind not in KINDS[kind]:
             message = f"object {target[:12]}… is {_WORDS.get(facts.kind, 'something else')}"
             self.findings.append(finding("wrong-stream-link", path, message))
             return
@@ -165,11 +167,23 @@ class Streams:
                 self.findings.append(finding("bad-config", f"streams/{_CONFIG}{facts.config}", config.problem))
             parts = config.parts
             self._config(f"streams/{_CONFIG}{facts.config}", config)
+            self._tars(f"streams/{_CONFIG}{facts.config}", facts, config)
         there = dict(config.named) if facts.container else named | dict(config.named)
         for part in parts:
             if part not in there and self.once("part", config.object, part):
                 where = f"streams/{_CONFIG}{facts.config}" if facts.container else path
                 self.findings.append(finding("missing-named-ref", where, f"it has no named ref {part}"))
+
+    def _tars(self, path: str, manifest: StreamFacts, config: StreamFacts) -> None:
+        """The layers of a container image are tars: no program can unpack one that is kept as a blob."""
+        there = dict(config.named)
+        for part, is_tar in zip(config.parts, manifest.tars, strict=False):
+            target = there.get(part)
+            if is_tar and target is not None:
+                kind = self.facts(target, f"{part} of {path}", part.partition(":")[0]).kind
+                if kind == splitstream.CONTENT_TYPE_BLOB and self.once("wrong", path, part):
+                    message = f"{part} leads to object {target[:12]}…, which is a blob: the layer of a container image is a tar"
+                    self.findings.append(finding("wrong-named-ref", path, message))
 
     def _config(self, path: str, facts: StreamFacts) -> None:
         if not self.once("config", facts.object):
@@ -185,7 +199,7 @@ class Streams:
         facts = self.facts(target, f"{key} of {path}", digest.partition(":")[0])
         if facts.kind == 0:
             return None  # missing or unreadable, and said
-        kinds = {kind for prefix in prefixes for kind in _KINDS[prefix]}
+        kinds = {kind for prefix in prefixes for kind in KINDS[prefix]}
         algorithm = digest.partition(":")[0]
         other = facts.digest and facts.digest.partition(":")[0] == algorithm and facts.digest != digest
         if facts.kind not in kinds or (other and not self.names.get(target)):
@@ -200,7 +214,7 @@ class Streams:
 
     def _unlinked(self, path: str, key: str, target: str, names: list[str], facts: StreamFacts) -> None:
         linked = [name for name in names if self.linked_now(name) is not None]
-        if target in map(self.links.streams.get, linked):
+        if target in map(self.links.streams.get, linked) or ContentId.kept(ObjectId(target)) in self.names.get(target, ()):
             return
         if self.names.get(target):
             if self.once("wrong", path, key):
@@ -234,7 +248,7 @@ def split_content_id(name: str) -> tuple[str, str]:
     >>> split_content_id("oci-layer-sha256:00")
     ('oci-layer-', 'sha256:00')
     """
-    for prefix in _KINDS:
+    for prefix in KINDS:
         if name.startswith(prefix):
             return prefix, name[len(prefix) :]
     return "", ""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, OwnerRefused, SystemFailure
 from cfs_tags.formats import layout
-from cfs_tags.fsck.roots import owner_of_ref, tag_of_ref
 from cfs_tags.repo import contents, fsops, refs
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import RefChange
 from cfs_tags.tagging import TagPlan, TagResult
+from cfs_tags.tags import owner_of_ref, tag_of_ref
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ found                     done
 interrupted transaction   finished or taken back, as before every change (``repo/refs.py``)
 temporary links of ours   removed, with it
 a missing link            made again, where its object is there, measures right, and has everything that it needs
-a ref that stops the      recorded in ``cfs-tags/quarantine/`` and taken out, where its owner was named and the link that it
-collectors                leads to cannot be made again
+a ref that stops the      recorded in ``cfs-tags/quarantine/`` and taken out, where its owner was named and no object can be
+collectors                what it led to
 ========================  =============================================================================================
 
 All under the exclusive repository lock, in the order: links, records, refs; stopped anywhere and run again it comes to the
@@ -24,7 +24,8 @@ from cfs_tags.errors import CfsTagsError, FormatError, SystemFailure
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck import objects, quarantine
 from cfs_tags.fsck.check import Report, check, fsck, in_order
-from cfs_tags.fsck.streams import check_image
+from cfs_tags.fsck.images import KINDS, split_content_id
+from cfs_tags.fsck.streams import check_image, check_stream
 from cfs_tags.repo import fsops, reflog, refs
 from cfs_tags.repo.contents import EROFS_KEY
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
@@ -43,12 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["LinkRepair", "RepairPlan", "Repaired", "plan", "repair"]
 
 _TMP = f"{layout.STATE}/tmp"
-_PREFIXES = {
-    splitstream.CONTENT_TYPE_MANIFEST: "oci-manifest-",
-    splitstream.CONTENT_TYPE_CONFIG: "oci-config-",
-}
 _MAGIC = b"SplitStream"
-_MAX_DOCUMENT_STREAM = 16 << 20
+_DOCUMENTS = (splitstream.CONTENT_TYPE_MANIFEST, splitstream.CONTENT_TYPE_CONFIG)
 
 
 class LinkRepair(NamedTuple):
@@ -65,12 +62,14 @@ class RepairPlan(NamedTuple):
     Attributes:
         links: made again, in this order.
         refs: taken out.
+        left: refs that stop collectors and are not taken out, each with an object that may be what it led to.
         spent: records of refs that are back, removed.
         recovers: whether an interrupted change is to be finished or cleared.
     """
 
     links: tuple[LinkRepair, ...]
     refs: tuple[BrokenRef, ...]
+    left: tuple[tuple[str, str], ...]
     spent: tuple[str, ...]
     recovers: bool
 
@@ -106,14 +105,17 @@ def plan(repo: ReadRepo, report: Report, *, owners: Sequence[str] = ()) -> Repai
     """
     finder = _Links(repo, report)
     links = finder.plan()
-    broken = tuple(
-        ref for ref in report.roots.broken if (ref.owner == "app" or ref.owner in owners) and _leads_to(ref) not in finder.there
+    made = {link.path for link in links}
+    mine = [ref for ref in report.roots.broken if ref.owner == "app" or ref.owner in owners]
+    broken = tuple(ref for ref in mine if _leads_to(ref) not in finder.there)
+    left = tuple(
+        (ref.path, finder.there[target]) for ref in mine if (target := _leads_to(ref)) in finder.there and target not in made
     )
     state = report.state
     # a stop between record and ref leaves both
     kept = {quarantine.file_of(ref.path, ref.link) for ref in broken}
     spent = tuple(file for file in state.spent if file not in kept)
-    return RepairPlan(links, broken, spent, bool(state.journals or state.left_over))
+    return RepairPlan(links, broken, left, spent, bool(state.journals or state.left_over))
 
 
 def _leads_to(ref: BrokenRef) -> str:
@@ -125,7 +127,7 @@ class _Links:
     """Finds the objects of links that are gone.
 
     Attributes:
-        there: paths of links whose object was found, whole or not: refs to them stay.
+        there: paths of links with an object that is, or may be, what they led to, whole or not: refs to them stay.
     """
 
     def __init__(self, repo: ReadRepo, report: Report) -> None:
@@ -133,7 +135,8 @@ class _Links:
         self._report = report
         self._streams = report.streams
         self._planned: dict[str, LinkRepair] = {}
-        self.there: set[str] = set()
+        self._sound: dict[str, bool] = {}
+        self.there: dict[str, str] = {}
 
     def plan(self) -> tuple[LinkRepair, ...]:
         """What can be made again: in the order in which it is made, what is behind a link before it."""
@@ -142,33 +145,56 @@ class _Links:
             tree, _, name = path.partition("/")
             if tree == layout.IMAGES and name in self._report.objects:
                 self._image(name)
-        names = {path.partition("/")[2] for path in wanted if path.startswith("streams/")}
-        if names:
-            self._search(names)
+        names = sorted(path.partition("/")[2] for path in wanted if path.startswith("streams/"))
+        found = self._unlinked(names) if names else {}
+        for name in names:
+            prefix, digest = split_content_id(name)
+            fitting = [
+                target for target, facts in found.items() if facts.digest == digest and facts.kind in KINDS.get(prefix, ())
+            ]
+            if fitting:
+                self._try(name, sorted(fitting, key=self._preference, reverse=True))
         tried: set[str] = set()
         while left := set(self._streams.missing_links) - tried:
             for name in sorted(left):
                 self._try(name, [self._streams.missing_links[name].object])
             tried |= left
+        for name in names:
+            for target, facts in found.items():
+                if target not in self._streams.names and self._may_be(name, facts):
+                    self.there.setdefault(f"streams/{name}", target)
         return tuple(sorted(self._planned.values(), key=_depth))
 
     def _image(self, name: str) -> None:
         path = f"images/{name}"
-        self.there.add(path)
+        self.there[path] = name
         facts = check_image(self._repo, name, path, self._report.objects)
         if not facts.missing and not facts.findings and self._measures(name):
             self._planned[path] = LinkRepair(path, name, self._old(path))
 
-    def _search(self, names: set[str]) -> None:
-        """Look for manifests and configs among the objects that no link names: their own bytes say what they are."""
-        candidates: dict[str, list[str]] = {}
+    def _unlinked(self, names: Sequence[str]) -> dict[str, StreamFacts]:
+        """The splitstreams that no link names, with the digests of their contents: their own bytes say what they are.
+
+        Those of layers and blobs are hashed where such a name is wanted, for which all of their objects are read.
+        """
+        kinds = {kind for name in names for kind in KINDS.get(split_content_id(name)[0], ())}
+        everything = any(not split_content_id(name)[0] for name in names)
+        found = {}
         for target in _unlinked_streams(self._repo, self._report):
             facts = self._streams.facts(target, f"object {target[:12]}…", "sha256")
-            name = _PREFIXES.get(facts.kind, "") + facts.digest
-            if facts.digest and name in names:
-                candidates.setdefault(name, []).append(target)
-        for name, found in candidates.items():
-            self._try(name, sorted(found, key=self._preference, reverse=True))
+            if not facts.digest and facts.whole and facts.kind not in _DOCUMENTS and (everything or facts.kind in kinds):
+                facts = check_stream(self._repo, target, "", self._report.objects, algorithm="sha256", content=True)
+            found[target] = facts
+        return found
+
+    def _may_be(self, name: str, facts: StreamFacts) -> bool:
+        """Whether an unlinked splitstream can be what was called so: its kind fits, and nothing says that it is another."""
+        prefix, digest = split_content_id(name)
+        if prefix and facts.kind:
+            return facts.kind in KINDS[prefix] and facts.digest in ("", digest)
+        # a name of another program says nothing; an older writing of what is linked is known, though
+        known = [prefix + facts.digest for prefix, kinds in KINDS.items() if facts.kind in kinds]
+        return not facts.digest or not any(one in self._streams.links.streams for one in known)
 
     def _preference(self, target: str) -> tuple[int, int, str]:
         """Of several objects with one content the one that names most, and has most links behind it."""
@@ -178,9 +204,9 @@ class _Links:
 
     def _try(self, name: str, candidates: Sequence[str]) -> None:
         path = f"streams/{name}"
-        self.there.add(path)
+        self.there.setdefault(path, candidates[0])
         for target in candidates:
-            if path not in self._planned and self._is_whole(self._streams.facts(target, path, "sha256"), set()):
+            if path not in self._planned and self._is_whole(self._streams.facts(target, path, "sha256")):
                 self._planned[path] = LinkRepair(path, target, self._old(path))
                 self._streams.adopt(name, target)
 
@@ -188,28 +214,32 @@ class _Links:
         target = self._report.links.broken.get(path)
         return layout.object_link(ObjectId.trusted(target)) if target is not None else None
 
-    def _is_whole(self, facts: StreamFacts, seen: set[str]) -> bool:
+    def _is_whole(self, top: StreamFacts) -> bool:
         """Whether everything behind a stream is there, and the streams themselves measure right.
 
         A link to less would tell a pull that it need not fetch what is missing.
         """
-        if facts.object in seen:
-            return True
-        seen.add(facts.object)
-        if not facts.whole or facts.findings or not self._measures(facts.object):
-            return False
-        for key, target in facts.named:
-            if not key.startswith(EROFS_KEY):
-                behind = self._streams.facts(target, f"{key} of object {facts.object[:12]}…", "sha256")
-                if not self._is_whole(behind, seen):
-                    return False
+        seen: set[str] = set()
+        pending = [top]
+        while pending:
+            facts = pending.pop()
+            if facts.object in seen:
+                continue
+            seen.add(facts.object)
+            if not facts.whole or facts.findings or not self._measures(facts.object):
+                return False
+            for key, target in facts.named:
+                if not key.startswith(EROFS_KEY):
+                    pending.append(self._streams.facts(target, f"{key} of object {facts.object[:12]}…", "sha256"))
         return True
 
     def _measures(self, target: str) -> bool:
-        try:
-            return objects.measure_object(self._repo, target) == target
-        except OSError:
-            return False
+        if target not in self._sound:
+            try:
+                self._sound[target] = objects.measure_object(self._repo, target) == target
+            except OSError:
+                self._sound[target] = False
+        return self._sound[target]
 
 
 def _depth(link: LinkRepair) -> tuple[int, str]:
@@ -219,7 +249,7 @@ def _depth(link: LinkRepair) -> tuple[int, str]:
 
 
 def _unlinked_streams(repo: ReadRepo, report: Report) -> Iterator[str]:
-    """Objects that begin as a small splitstream does, and that no link names."""
+    """Objects that begin as a splitstream does, and that no link names."""
     linked = set(report.links.streams.values()) | set(report.links.images.values())
     for target in sorted(set(report.objects) - linked):
         try:
@@ -228,12 +258,11 @@ def _unlinked_streams(repo: ReadRepo, report: Report) -> Iterator[str]:
             continue
         try:
             start = os.read(fd, 32)
-            small = os.fstat(fd).st_size <= _MAX_DOCUMENT_STREAM
         except OSError:
             continue
         finally:
             os.close(fd)
-        if small and (start.startswith(_MAGIC) or start[18:].startswith(_MAGIC)):
+        if start.startswith(_MAGIC) or start[18:].startswith(_MAGIC):
             yield target
 
 
@@ -307,8 +336,16 @@ def _marked(findings: Sequence[Finding], made: RepairPlan, report: Report) -> tu
     mended |= {(ref.code, ref.path) for ref in made.refs}
     mended |= {(ref.code, ref.path) for ref in report.roots.broken if _leads_to(ref) in links}
     recovered = ("pending-transaction", "left-over-file") if made.recovers else ()
+    left = {
+        path: f"; it is not taken out, because object {target[:12]}… is there and may be what it led to"
+        for path, target in made.left
+    }
     return tuple(
-        one._replace(repaired=one.repaired or one.code in recovered or (one.code, one.path) in mended) for one in findings
+        one._replace(
+            message=one.message + (left.get(one.path, "") if one.code == "dangling-ref" else ""),
+            repaired=one.repaired or one.code in recovered or (one.code, one.path) in mended,
+        )
+        for one in findings
     )
 
 

@@ -10,7 +10,7 @@ from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
 from cfs_tags.repo import refs
-from cfs_tags.tags import HOMES, owner_of
+from cfs_tags.tags import HOMES, owner_of_ref, tag_of_ref
 from cfs_tags.values import ContentId
 
 if TYPE_CHECKING:
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from cfs_tags.repo.refs import RefEntry
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["BrokenRef", "Roots", "check_refs", "owner_of_ref", "read_refs", "tag_of_ref"]
+__all__ = ["BrokenRef", "Roots", "check_refs", "read_refs"]
 
 _EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _LEFT_OVER = ".symlink-"
-_DEPLOYMENT_TREES = (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES, layout.BOUND)
 _NESTED = ("nested-ref", "looping-ref")
 
 
@@ -58,24 +57,6 @@ def read_refs(repo: ReadRepo) -> Roots:
         except FormatError as error:
             findings.append(finding("not-a-directory", top, f"it is {error.found}"))
     return Roots(tuple(sorted(entries)), [], findings)
-
-
-def owner_of_ref(path: str) -> str:
-    """``app``, ``bootc``, ``deployment`` or ``foreign``."""
-    name = tag_of_ref(path)
-    if name is not None:
-        return owner_of(name)
-    return "deployment" if path.startswith(tuple(f"{top}/" for top in _DEPLOYMENT_TREES)) else "foreign"
-
-
-def tag_of_ref(path: str) -> str | None:
-    """The name of the tag, lease or trash at ``path``; None where another ref stands there."""
-    for home in ("shared", "private", "lease", "trash"):
-        top = HOMES[home]
-        if path.startswith(f"{top}/"):
-            rest = path[len(top) + 1 :]
-            return layout.decode_name(rest.partition("/")[2] if home in ("lease", "trash") else rest)
-    return None
 
 
 def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None:

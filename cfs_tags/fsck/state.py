@@ -76,15 +76,23 @@ def _left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str
 
 
 def _read(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    journals = sorted(repo.names(_JOURNAL) or ())
+    journals = _files(repo, _JOURNAL, findings)
     for name in journals:
         path = f"{_JOURNAL}/{name}"
         findings.append(finding("pending-transaction", path, _describe(repo, path)))
     # what a journal's own transaction needs is no left-over
     started = tuple(name.removesuffix(".json") for name in journals)
-    left_over = sorted(name for name in repo.names(_TMP) or () if not (started and name.startswith(started)))
+    left_over = [name for name in _files(repo, _TMP, findings) if not (started and name.startswith(started))]
     findings.extend(finding("left-over-file", f"{_TMP}/{name}", "left over from an interrupted change") for name in left_over)
     return tuple(journals), tuple(left_over)
+
+
+def _files(repo: ReadRepo, directory: str, findings: list[Finding]) -> list[str]:
+    """What is no directory in a directory of ours, where nobody makes any."""
+    names = sorted(repo.names(directory) or ())
+    strange = [name for name in names if repo.is_directory(f"{directory}/{name}")]
+    findings.extend(finding("damaged-state", f"{directory}/{name}", "it is a directory") for name in strange)
+    return [name for name in names if name not in strange]
 
 
 def _describe(repo: ReadRepo, path: str) -> str:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["ImageFacts", "StreamFacts", "check_image", "check_stream"]
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MAX = 1 << 30
-"""Bytes of the longest splitstream or image that is read."""
 _MAX_JSON = 16 << 20
 _DIGESTS = ("sha256", "sha384", "sha512")
 
@@ -47,6 +45,7 @@ class StreamFacts(NamedTuple):
         config: for a manifest, the digest of its config.
         container: for a manifest, whether it is a container image's.
         parts: digests of a manifest's layers; diff_ids of a config.
+        tars: for a manifest, of each layer whether its media type says that it is a tar.
         problem: why the document could not be read; a config may be anything where it is an artifact's.
         findings: what is wrong with it.
     """
@@ -60,6 +59,7 @@ class StreamFacts(NamedTuple):
     config: str
     container: bool
     parts: tuple[str, ...]
+    tars: tuple[bool, ...]
     problem: str
     findings: tuple[Finding, ...]
 
@@ -85,9 +85,9 @@ def check_stream(
         algorithm: of the digest that its content should have; the empty text for content that has none.
         content: hash layers, too, for which every file in them is read.
     """
-    empty = StreamFacts(name, False, 0, (), (), "", "", False, (), "", ())
+    empty = StreamFacts(name, False, 0, (), (), "", "", False, (), (), "", ())
     try:
-        data = _read(repo, name, _MAX)
+        data = _read(repo, name, splitstream.MAX_SIZE)
         stream = splitstream.parse(data, repo.algorithm)
     except FileNotFoundError:
         return empty._replace(missing=(name,))
@@ -158,7 +158,8 @@ def _document(data: bytes, kind: int, facts: StreamFacts) -> StreamFacts:
         if kind == splitstream.CONTENT_TYPE_MANIFEST:
             manifest = oci.parse_manifest(data)
             parts = tuple(str(layer.digest) for layer in manifest.layers)
-            return facts._replace(config=str(manifest.config.digest), container=manifest.is_container, parts=parts)
+            tars = tuple(layer.is_tar for layer in manifest.layers)
+            return facts._replace(config=str(manifest.config.digest), container=manifest.is_container, parts=parts, tars=tars)
         return facts._replace(parts=tuple(str(diff_id) for diff_id in oci.parse_config(data).diff_ids))
     except FormatError as error:
         return facts._replace(problem=error.message)

@@ -24,6 +24,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # non-blocking, so that a pipe put in the place of an object cannot hold us up
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
+_LONGEST_PATH = 2048
+"""Bytes of a path that are given to the system at once: it takes less than 4096, of which a name may be 255."""
 
 
 class Directory:
@@ -115,7 +117,7 @@ class Directory:
             FormatError: something else is there, or a link leads away.
         """
         try:
-            return os.open(path, _DIRECTORY, dir_fd=self.fd)
+            return _open_directory(path, self.fd)
         except FileNotFoundError:
             return None
         except NotADirectoryError:
@@ -169,6 +171,23 @@ class Directory:
             return stat.S_ISDIR(os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode)
         except OSError:
             return False
+
+
+def _open_directory(path: str, fd: int) -> int:
+    """A descriptor of a directory below another, however long the path is."""
+    rest = os.fsencode(path)
+    above = -1
+    try:
+        while len(rest) > _LONGEST_PATH and (end := rest.rfind(b"/", 0, _LONGEST_PATH)) > 0:
+            below = os.open(rest[:end], _DIRECTORY, dir_fd=fd)
+            if above >= 0:
+                os.close(above)
+            fd = above = below
+            rest = rest[end + 1 :]
+        return os.open(rest, _DIRECTORY, dir_fd=fd)
+    finally:
+        if above >= 0:
+            os.close(above)
 
 
 def _read(fd: int, size: int) -> bytes:

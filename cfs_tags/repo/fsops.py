@@ -197,7 +197,7 @@ def rewrite_file(dir_fd: int, path: str, data: bytes, temporary: str) -> None:
 
 def append(dir_fd: int, path: str, data: bytes, owner: Owner | None = None) -> None:
     """Add bytes to the end of a file, made where it is absent; not synced."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     fd = os.open(path, flags, 0o644, dir_fd=dir_fd)
     try:
         if owner is not None:
@@ -209,7 +209,8 @@ def append(dir_fd: int, path: str, data: bytes, owner: Owner | None = None) -> N
 
 def truncate(dir_fd: int, path: str, size: int) -> None:
     """Cut a file back to ``size`` bytes."""
-    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    # a pipe that somebody put there must not be waited for
+    fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
     try:
         os.ftruncate(fd, size)
     finally:

@@ -37,7 +37,8 @@ DEFAULT_TIMEOUT = 30.0
 Mode = Literal["shared", "exclusive"]
 
 _FIRST_PAUSE = 0.001
-_LONGEST_PAUSE = 0.05
+_LONGEST_PAUSE = 0.003
+"""Seconds.  A collector lets go for a few milliseconds at a time (``gc.PAUSE``): who sleeps longer misses many of them."""
 
 
 class Lock:

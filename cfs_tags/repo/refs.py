@@ -50,7 +50,6 @@ LOCK_FILE = f"{layout.STATE}/refs.lock"
 _TMP = f"{layout.STATE}/tmp"
 _JOURNAL = f"{layout.STATE}/journal"
 _MAX_JOURNAL = 256 << 20
-_MAX_DEPTH = 64
 _DIRECTORY = "\0directory"
 """What ``_value`` calls a directory; no link has a NUL."""
 
@@ -111,16 +110,10 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
     Raises:
         FormatError: a directory on the way is a link or file.
     """
-    pending = [(top, 0)]
+    pending = [top]
     while pending:
-        path, depth = pending.pop()
-        try:
-            fd = repo.directory(path)
-        except SystemFailure as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            yield RefEntry(path, None)  # deeper than any path can say
-            continue
+        path = pending.pop()
+        fd = repo.directory(path)
         if fd is None:
             continue
         try:
@@ -133,8 +126,8 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
                             continue
                         except OSError:
                             yield RefEntry(f"{path}/{entry.name}", None)
-                    elif entry.is_dir(follow_symlinks=False) and depth < _MAX_DEPTH:
-                        pending.append((f"{path}/{entry.name}", depth + 1))
+                    elif entry.is_dir(follow_symlinks=False):
+                        pending.append(f"{path}/{entry.name}")
                     else:
                         yield RefEntry(f"{path}/{entry.name}", None)
         finally:
@@ -444,8 +437,7 @@ class _Writer:
         """Finish or take back what crashed writers left; then clear ``tmp/``."""
         abandoned = []
         try:
-            for name in sorted(self._repo.names(_JOURNAL) or ()):
-                path = f"{_JOURNAL}/{name}"
+            for path in self._left_in(_JOURNAL):
                 journal = _Journal.parse(self._repo.read_file(path, _MAX_JOURNAL) or b"")
                 if journal is not None and path in (journal.path, journal.back):
                     reasons = self._recover(journal, back=path == journal.back)
@@ -453,13 +445,18 @@ class _Writer:
                         abandoned.append(TransactionAbandoned(transaction=journal.transaction, reasons=reasons))
                 fsops.remove(self._fd, path)
                 fsops.sync(self._fd, _JOURNAL)
-            for name in self._repo.names(_TMP) or ():
-                self._discard(f"{_TMP}/{name}")
+            for path in self._left_in(_TMP):
+                self._discard(path)
         except fsops.ExchangeUnsupported:
             raise
         except OSError as error:
             raise _failure(error, self._repo, _JOURNAL) from error
         return tuple(abandoned)
+
+    def _left_in(self, directory: str) -> list[str]:
+        """What is there, but for directories: nobody of us makes one, so what is in them is not ours to remove."""
+        paths = [f"{directory}/{name}" for name in sorted(self._repo.names(directory) or ())]
+        return [path for path in paths if not self._repo.is_directory(path)]
 
     def _recover(self, journal: _Journal, *, back: bool) -> tuple[str, ...]:
         """Reasons for taking the transaction back; none when it was finished."""

@@ -10,6 +10,9 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from cfs_tags.errors import FormatError
+from cfs_tags.formats import splitstream
+
 if TYPE_CHECKING:
     from mmap import mmap
 
@@ -56,15 +59,23 @@ def is_secure(repo_fd: int) -> bool:
         os.close(fd)
 
 
-def map_file(fd: int) -> mmap:
-    """A file that is not empty, mapped for reading, all of it known to be readable.
+def map_file(fd: int, *, cut: bool = False) -> mmap:
+    """A splitstream or image that is not empty, mapped for reading, all of it known to be readable.
+
+    Args:
+        fd: of the file.
+        cut: of one that is longer than it may be map the start.
 
     Raises:
+        FormatError: it is longer than a splitstream or image may be (``formats/erofs.py`` has the same limit).
         OSError: the system refused; a block that cannot be read is EIO.
     """
     import mmap
 
-    mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+    size = os.fstat(fd).st_size
+    if size > splitstream.MAX_SIZE and not cut:
+        raise FormatError(structure="object", offset=0, wanted=f"at most {splitstream.MAX_SIZE} bytes", found=f"{size} bytes")
+    mapped = mmap.mmap(fd, min(size, splitstream.MAX_SIZE), prot=mmap.PROT_READ)
     try:
         mapped.madvise(_POPULATE_READ)
     except OSError as error:

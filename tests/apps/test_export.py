@@ -26,6 +26,7 @@ from cfs_tags.apps.workplace import run
 from cfs_tags.errors import DigestMismatch, FormatError, InvalidArgument, LockTimeout, MissingObject, TagNotFound, TargetExists
 from cfs_tags.values import ContentId, Digest
 from support import tars
+from support.handmade import REFUSED, TARS
 from support.images import (
     Image,
     Layer,
@@ -36,23 +37,25 @@ from support.images import (
     directory,
     file,
     hardlink,
+    opaque,
     random_bytes,
     skopeo_copy,
     static_image,
     symlink,
     umoci_truncated_image,
+    whiteout,
 )
 from support.importing import export_image, import_image
 from support.interrupt import count_calls, every_stop, torn_after
 from support.peers import clean_environment
-from support.trees import tree
+from support.trees import Node, tree
 
 NewRepo = Callable[..., Path]
 COMPRESSIONS = ("none", "gzip", "zstd")
 
 
 def rich_image(layout: Path, compression: str = "gzip") -> Image:
-    """Two layers with a bit of everything that a rootless tool can unpack."""
+    """Layers with a bit of everything that a rootless tool can unpack."""
     entries = [
         directory("usr/bin"),
         file("usr/bin/large", random_bytes("large", 3_000_001), 0o755),
@@ -60,8 +63,14 @@ def rich_image(layout: Path, compression: str = "gzip") -> Image:
         hardlink("usr/bin/hard", "usr/bin/text"),
         symlink("usr/bin/soft", "text"),
         file("usr/" + "n" * 250, b"x" * 65),
+        whiteout("usr/share/base"),
+        directory("usr/lib"),
+        opaque("usr/lib"),
+        file("usr/lib/new", b"n" * 65),
     ]
-    return build_image(layout, "app", [base_layer().compressed(compression), Layer(entries, compression)])
+    return build_image(
+        layout, "app", [base_layer().compressed(compression), Layer(entries, compression), Layer([], compression)]
+    )
 
 
 @pytest.fixture
@@ -103,6 +112,14 @@ def image_id(skopeo: Path, source: str) -> str:
     return f"sha256:{hashlib.sha256(done.stdout).hexdigest()}"
 
 
+def files_of(umoci: Path, layout: Path, work: Path) -> dict[str, Node]:
+    """The file tree of an image, as umoci unpacks it."""
+    words = [umoci, "unpack", "--rootless", "--image", f"{layout}:app", work]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+    assert os.stat(work / "rootfs/usr/bin/hard").st_nlink == 2
+    return tree(work / "rootfs")
+
+
 @pytest.mark.parametrize("kept", COMPRESSIONS)
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_an_exported_image_imports_as_the_same_streams(
@@ -142,20 +159,14 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
     export_image(repo, "app", f"oci:{tmp_path}/out:app", compression)
     export_image(repo, "app", f"oci-archive:{tmp_path}/out.tar:app", compression)
     skopeo_copy(skopeo, f"oci-archive:{tmp_path}/out.tar:app", f"oci:{tmp_path}/unpacked:app")
-    trees = []
     layouts = [tmp_path / "layout", tmp_path / "out", tmp_path / "unpacked"]
     if compression == "zstd":  # umoci knows no zstd: it sees what skopeo makes of it
         skopeo_copy(skopeo, f"oci:{tmp_path}/out:app", f"oci:{tmp_path}/gzip:app", "--dest-compress-format", "gzip")
         layouts[1:] = [tmp_path / "gzip"] * 2
-    for number, layout in enumerate(layouts):
-        work = tmp_path / f"bundle-{number}"
-        subprocess.run(
-            [umoci, "unpack", "--rootless", "--image", f"{layout}:app", work], check=True, capture_output=True, timeout=60
-        )
-        trees.append(tree(work / "rootfs"))
-        stat = os.stat(work / "rootfs/usr/bin/hard")
-        assert stat.st_nlink == 2
+    trees = [files_of(umoci, layout, tmp_path / f"bundle-{number}") for number, layout in enumerate(layouts)]
     assert trees[0] == trees[1] == trees[2]
+    assert "usr/lib/new" in trees[0]
+    assert not {"usr/share/base", "usr/lib/os-release"} & trees[0].keys()
     runroot = short_directory()  # podman takes 50 characters at most
     store = ["--root", f"{tmp_path}/store", "--runroot", runroot, "--storage-driver", "vfs"]
     environment = clean_environment(tmp_path)
@@ -172,20 +183,26 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
         [podman, *store, "images", "--no-trunc", "-q"], capture_output=True, text=True, env=environment, timeout=60, check=True
     )
     assert listed.stdout.split() == [image.config_digest]
+    saved = [podman, *store, "save", "-q", "--format", "oci-archive", "-o", tmp_path / "saved.tar", image.config_digest]
+    subprocess.run(saved, capture_output=True, env=environment, timeout=120, check=True)
+    skopeo_copy(skopeo, f"oci-archive:{tmp_path}/saved.tar", f"oci:{tmp_path}/saved:app")
+    assert files_of(umoci, tmp_path / "saved", tmp_path / "bundle-podman") == trees[0]
 
 
-def test_hand_made_tars_come_out_bit_for_bit(repo: Path, tmp_path: Path) -> None:
-    layers = [
-        tars.RawLayer(tars.usr() + tars.entry(b"usr/f", b"x" * 70) + bytes(512)),
-        tars.RawLayer((tars.usr() + tars.entry(b"usr/f", b"x" * 70))[:-400]),
-        tars.RawLayer(tars.usr() + tars.END + b"behind the end"),
-        tars.RawLayer(tars.END),
-    ]
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_hand_made_tars_come_out_bit_for_bit(compression: str, skopeo: Path, repo: Path, tmp_path: Path) -> None:
+    """As plain tars, and as what skopeo unpacks of the compressed ones."""
+    layers = [tars.RawLayer(data) for data in (*TARS.values(), *REFUSED.values(), tars.usr() + tars.END + b"behind the end")]
     image = build_image(tmp_path / "layout", "app", layers)
     import_image(repo, image.source)
-    export_image(repo, "app", f"oci:{tmp_path}/out:app")
+    export_image(repo, "app", f"oci:{tmp_path}/out:app", compression)
+    found = tmp_path / "out/blobs/sha256"
+    if compression != "none":
+        skopeo_copy(skopeo, f"oci:{tmp_path}/out:app", f"dir:{tmp_path}/plain", "--dest-decompress")
+        found = tmp_path / "plain"
     for layer in layers:
-        assert blob(tmp_path / "out", layer.diff_id) == layer.tar
+        assert (found / layer.diff_id.removeprefix("sha256:")).read_bytes() == layer.tar
+    assert image_id(skopeo, f"oci:{tmp_path}/out:app") == image.config_digest
 
 
 def test_images_that_cfsctl_cannot_pull_are_exported_like_any_other(

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -116,6 +116,48 @@ def test_a_layer_with_the_right_digest_and_another_diff_id_is_refused(refused: C
         assert error.wanted == "sha256:" + "0" * 64
 
 
+def test_a_layer_that_the_source_does_not_have_is_refused_though_the_repository_has_its_content(
+    repo: Path, tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source)
+    before = tree(repo)
+    layers = json.loads(image.manifest_bytes)["layers"]
+    lies: list[tuple[dict[str, Any], type[CfsTagsError]]] = [
+        ({"digest": "sha256:" + "0" * 64, "size": 1}, SourceNotFound),
+        ({"digest": "x:" + "a" * 300}, UnsupportedError),
+        ({"digest": "x:" + "a" * 20}, UnsupportedError),
+        ({"size": layers[0]["size"] + 1}, DigestMismatch),
+        ({"digest": layers[1]["digest"], "size": layers[1]["size"]}, DigestMismatch),
+    ]
+    for lie, kind in lies:
+
+        def change(manifest: dict[str, Any], lie: dict[str, Any] = lie) -> None:
+            manifest["layers"][0].update(lie)
+
+        source = rewrite(image, change)
+        with pytest.raises(kind):
+            import_image(repo, source, "lie")
+        assert tree(repo) == before
+    blob_of(image).unlink()
+    with pytest.raises(SourceNotFound):
+        import_image(repo, rewrite(image, lambda manifest: manifest.update(annotations={"new": "1"})), "lie")
+    blob_of(image).write_bytes(b"short")
+    with pytest.raises(DigestMismatch):
+        import_image(repo, rewrite(image, lambda manifest: manifest.update(annotations={"new": "1"})), "lie")
+    assert tree(repo) == before
+
+
+@pytest.mark.parametrize("digits", [20, 180, 300])
+def test_a_subject_that_is_no_digest_of_ours_is_refused_before_anything_is_read(
+    digits: int, refused: Callable[..., Any], tmp_path: Path
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    subject = {"mediaType": "a/b", "size": 1, "digest": "x:" + "a" * digits}
+    blob_of(image).unlink()
+    refused(rewrite(image, lambda manifest: manifest.update(subject=subject)), UnsupportedError)
+
+
 def test_a_stream_that_is_cut_or_goes_on_behind_its_end_is_refused(refused: Callable[..., Any], tmp_path: Path) -> None:
     """With a digest that fits: the manifest names the damaged blob."""
     from support.images import _zstd
@@ -138,6 +180,63 @@ def test_a_stream_that_is_cut_or_goes_on_behind_its_end_is_refused(refused: Call
         data = blob if compression == "none" else tar
         image = build_image(tmp_path / f"{number}", "app", [tars.RawLayer(data, compression, blob)])
         refused(image.source, FormatError)
+
+
+PARTS = {
+    "gzip members": gzip.compress(b"", mtime=0),
+    "gzip members of one byte": gzip.compress(b"a", mtime=0),
+    "skippable zstd frames": b"\x50\x2a\x4d\x18\0\0\0\0",
+    "zstd frames": bytes.fromhex("28b52ffd2000010000"),
+}
+
+
+@pytest.mark.parametrize("what", PARTS)
+def test_a_blob_of_nothing_but_tiny_parts_is_refused_early(what: str) -> None:
+    taken = []
+    data = PARTS[what] * ((4 << 20) // len(PARTS[what]))
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(data), blobs.CHUNK):
+            taken.append(start)
+            yield data[start : start + blobs.CHUNK]
+
+    with pytest.raises(blobs._Broken, match="more"):
+        list((blobs._gunzip if "gzip" in what else blobs._unzstd)(b"", chunks()))
+    assert len(taken) < 3
+
+
+def test_as_many_parts_as_there_is_content_for_are_read() -> None:
+    content = bytes(1024)
+    data = gzip.compress(content, mtime=0) * 5000
+    assert b"".join(blobs.uncompressed(iter([data[:7], data[7:]]), 1 << 30, "layer")) == content * 5000
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("size", [1, 2, 29, 4096, 10_000])
+def test_what_comes_out_does_not_depend_on_how_a_blob_is_read(kind: str, size: int) -> None:
+    from support.images import _zstd
+
+    compress = _zstd if kind == "zstd" else lambda data: gzip.compress(data, mtime=0)
+    parts = [random_bytes(str(n), n * 700) for n in range(12)]
+    data = b"".join(compress(part) for part in parts)
+    if kind == "gzip":
+        data += bytes(700)
+    pieces = [data[i : i + size] for i in range(0, len(data), size)]
+    assert b"".join(blobs.uncompressed(iter(pieces), 1 << 30, "layer")) == b"".join(parts)
+    with pytest.raises(FormatError):
+        list(blobs.uncompressed(iter([data[:-800]]), 1 << 30, "layer"))
+
+
+def test_a_zstd_window_beyond_64_mib_is_refused() -> None:
+    """It is memory that a blob of a few bytes would ask for."""
+    descriptor = {26: 0x80, 27: 0x88}
+    for log, window in descriptor.items():
+        frame = bytes.fromhex("28b52ffd00") + bytes([window]) + bytes.fromhex("010000")
+        if log == 26:
+            assert list(blobs.uncompressed(iter([frame]), 1 << 30, "layer")) == []
+        else:
+            with pytest.raises(FormatError, match="zstd stream"):
+                list(blobs.uncompressed(iter([frame]), 1 << 30, "layer"))
 
 
 BROKEN_TARS = {
@@ -458,6 +557,18 @@ def test_a_docker_archive_that_lies_is_refused(refused: Callable[..., Any], tmp_
         ]
         archive(path, members)
         refused(f"docker-archive:{path}", CfsTagsError)
+
+
+def test_an_archive_of_long_targets_of_links_is_refused_before_they_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "links.tar"
+    target = tars.gnu_long(b"t" * 5000, b"K") + tars.header(b"m", 0, b"2")
+    path.write_bytes(target + tars.END)
+    with pytest.raises(FormatError, match="4096"):
+        Archive(str(path), Machine(str(tmp_path)), 1 << 20)
+    member = tars.gnu_long(b"n" * 4000) + tars.header(b"m", 0, b"0")
+    path.write_bytes(member * 9000 + tars.END)
+    with pytest.raises(FormatError, match="in all"):
+        Archive(str(path), Machine(str(tmp_path)), 1 << 20)
 
 
 @settings(max_examples=100)

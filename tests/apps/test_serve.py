@@ -48,7 +48,7 @@ from support.images import (
     skopeo_copy,
 )
 from support.importing import import_image
-from support.peers import Cfsctl, find_peer
+from support.peers import Cfsctl
 from support.serving import Served, client, exclusive, fetch, program, serving
 
 WEB, PLAIN, ZSTD, BOOTC = "quay.io/apps/web", "quay.io/apps/plain", "quay.io/apps/z", "localhost/bootc-sha256"
@@ -542,10 +542,7 @@ def test_cfsctl_of_another_host_pulls_the_same_image(
     assert cfsctl.tags(other)[PLAIN] == shop.plain.manifest_digest
 
 
-def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_path: Path) -> None:
-    suite = find_peer("conformance")
-    if suite is None:
-        pytest.skip("the conformance suite of the distribution specification is not installed")
+def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, conformance: Path, tmp_path: Path) -> None:
     manifest = served.get(f"/v2/{ZSTD}/manifests/2")
     blobs = [shop.zstd.config_digest, *shop.zstd.diff_ids]
     settings = {
@@ -561,7 +558,9 @@ def test_the_conformance_suite_passes_for_pull(served: Served, shop: Shop, tmp_p
         "OCI_RO_DATA_BLOBS": " ".join(blobs),
         "OCI_RO_DATA_REFERRERS": shop.zstd.manifest_digest,
     }
-    said = subprocess.run([suite], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False).stdout.decode()
+    said = subprocess.run(
+        [conformance], cwd=tmp_path, env=settings, capture_output=True, timeout=120, check=False
+    ).stdout.decode()
     counts = dict(re.findall(r"^  (Pass|FAIL|Error)\.*: +(\d+)$", said, re.MULTILINE))
 
     assert int(counts["Pass"]) >= 15, said
@@ -782,6 +781,23 @@ def test_a_thousand_silent_connections_shut_nobody_out(shop: Shop, tmp_path: Pat
         try:
             assert running.get(f"/v2/{WEB}/manifests/1").status == 200
             assert len(running.get(f"/v2/large/blobs/{shop.large.diff_ids[0]}").body) == len(shop.large.layers[0].tar)
+        finally:
+            for connection in crowd:
+                connection.close()
+        assert running.stop() == 0
+
+
+def test_a_thousand_readers_that_take_nothing_shut_out_neither_others_nor_collectors(shop: Shop, tmp_path: Path) -> None:
+    with program(shop.repo, tmp_path / "log") as running:
+        host, _, port = running.address.rpartition(":")
+        request = f"GET /v2/large/blobs/{shop.large.diff_ids[0]} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        crowd = [socket.create_connection((host, int(port)), 20) for _ in range(1000)]
+        try:
+            for connection in crowd:
+                connection.sendall(request)
+            assert running.get(f"/v2/{WEB}/manifests/1").status == 200
+            assert running.get(f"/v2/{WEB}/blobs/{shop.web.config_digest}").body == shop.web.config_bytes
+            assert exclusive(shop.repo, 10) < 10
         finally:
             for connection in crowd:
                 connection.close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cfs_tags import Repository, binding, deploying, tags
+from cfs_tags import Repository, binding, deploying, tagging, tags, usage
 from cfs_tags.cli.main import main
 from cfs_tags.deployments import list_deployments
 from cfs_tags.errors import FormatError
@@ -127,6 +127,23 @@ def test_bound_refs_are_retired_with_their_deployment(host: tuple[Path, Deployme
         (sysroot / "state/deploy" / name).rmdir()
         assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
         assert binding.bound_names(repo, name) == ()
+
+
+def test_what_goes_with_a_deployment_is_counted_with_it(host: tuple[Path, DeploymentId]) -> None:
+    """Its three links and its bound images are one name for ``df``: retiring takes them together."""
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        tagging.delete(repo, ["localhost/host", WEB])
+        before = usage.measure(repo, [f"@deployment/{name}"])
+        (sysroot / "state/deploy" / name).rmdir()
+        deploying.retire(repo, lambda: view(sysroot), grace=0)
+        after = usage.measure(repo)
+
+    (row,) = [row for row in before.rows if row.owner == "deployment"]
+    assert row.name == f"@deployment/{name}"
+    assert before.without == row.freed == after.dead.less(before.dead)
+    assert after.live == before.live.less(row.freed)
 
 
 def test_command_line_says_what_is_missing(host: tuple[Path, DeploymentId], capsys: pytest.CaptureFixture[str]) -> None:

@@ -305,7 +305,25 @@ def test_once_it_was_seen_there_is_no_waiting(referred: Host) -> None:
     assert retire(referred, grace=deploying.GRACE)["old"][0] == "retired"
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[5, null]", "\xff", "[" * 5000])
+def test_a_ref_that_is_made_again_has_its_day_again(referred: Host) -> None:
+    """Whatever was seen with the ref before: the updater deploys the same image once more."""
+    referred.state("old").mkdir()
+    retire(referred)
+    referred.state("old").rmdir()
+    assert retire(referred)["old"][0] == "retired"
+    with Repository.open(referred.repo, write=True) as repo:
+        deploying.create(repo, DeploymentId(referred.id("old")), Digest(referred.pool.images["old"].manifest))
+
+    assert retire(referred, grace=deploying.GRACE)["old"][0] == "kept"
+    assert parts(referred, "old") == 3
+
+    referred.state("old").mkdir()
+    retire(referred)
+    referred.state("old").rmdir()
+    assert retire(referred, grace=deploying.GRACE)["old"][0] == "retired"
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[5, null]", '{"a": "b"}', "\xff", "[" * 5000])
 def test_a_lost_or_odd_note_of_what_was_seen_only_means_waiting(referred: Host, content: str) -> None:
     (referred.repo / "cfs-tags/seen.json").write_text(content)
 

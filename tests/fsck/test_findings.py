@@ -89,6 +89,14 @@ def _file_of(repo: Path, tag: str) -> Path:
     return repo / "objects" / name[:2] / name[2:]
 
 
+def _directory_in(place: str) -> Callable[[Path], str]:
+    def make(repo: Path) -> str:
+        (repo / place).mkdir(parents=True)
+        return place
+
+    return make
+
+
 def _file_in(place: str) -> Callable[[Path], str]:
     def make(repo: Path) -> str:
         (repo / place).parent.mkdir(parents=True, exist_ok=True)
@@ -425,6 +433,8 @@ DAMAGES = [
     Damage("damaged-reflog", _torn_log, stops=False, seen=False),
     Damage("damaged-state", _file_in("cfs-tags/seen.json"), stops=False, seen=False),
     Damage("damaged-state", _file_in("cfs-tags/quarantine/0.json"), stops=False, seen=False),
+    Damage("damaged-state", _directory_in("cfs-tags/tmp/x"), stops=False, seen=False),
+    Damage("damaged-state", _directory_in("cfs-tags/journal/x"), stops=False, seen=False),
     Damage("quarantined-ref", _record, stops=False, seen=False),
 ]
 

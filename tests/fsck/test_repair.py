@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging
-from cfs_tags.errors import CfsTagsError, ExpectationFailed, LockTimeout
+from cfs_tags import gc, tagging
+from cfs_tags.errors import BrokenRoots, CfsTagsError, ExpectationFailed, LockTimeout
 from cfs_tags.formats import splitstream
 from cfs_tags.fsck.repair import Repaired, repair
 from cfs_tags.repo import reflog
 from cfs_tags.repo.store import Repository, WriteRepo
-from fsck.damage import APP, HOST, SMALL, check, codes, drop, failing, flip, link, manifest, relink, stream
+from fsck.damage import APP, HOST, SMALL, check, codes, cut, drop, failing, flip, link, manifest, relink, stream
+from support.garbage import add_stream
 from support.images import Cfsctl, host_image, pull_image
 from support.interrupt import Interruption, every_stop, failed_after, kill_after, stopped_after, torn_after
 from support.peers_beside import hold_shared
@@ -138,6 +140,57 @@ def test_a_link_to_something_that_is_not_whole_is_not_made_and_no_ref_is_taken_o
     assert path in {one.path for one in done.findings if one.fails} or kind == "manifest"
 
 
+def _blob(repo: Path) -> tuple[str, str]:
+    """As ``import --keep-index`` leaves it."""
+    data = b"index" * 1000
+    name = f"oci-blob-sha256:{hashlib.sha256(data).hexdigest()}"
+    add_stream(repo, name, objects=[data], content_type=splitstream.CONTENT_TYPE_BLOB)
+    return "streams/refs/cfs-tags/indexes/app", name
+
+
+def _layer(repo: Path) -> tuple[str, str]:
+    return "streams/refs/layers/one", stream(repo, HOST, "layer", 1).rpartition("/")[2]
+
+
+@pytest.mark.parametrize("make", [_blob, _layer])
+def test_the_link_that_a_ref_of_others_leads_to_is_made_again(
+    repo: Path, make: Callable[[Path], tuple[str, str]], cfsctl: Cfsctl
+) -> None:
+    ref, name = make(repo)
+    for other in refs(repo):
+        (repo / other).unlink()
+    dangle(repo, ref, name)
+    text = drop(repo / "streams" / name)
+
+    mend(repo, "foreign")
+
+    assert os.readlink(repo / "streams" / name) == text
+    assert failing(repo) == []
+    assert collects(cfsctl, repo)
+
+
+def test_a_long_chain_behind_a_link_is_followed_to_its_end(repo: Path) -> None:
+    layer = ""
+    for number in range(1500):
+        named = {f"sha256:{number:064x}": layer} if layer else {}
+        layer = add_stream(repo, "chain", inside=b"%d" % number, named=named, content_type=0x77)
+        drop(repo / "streams/chain")
+    blob = b"{}" * 50
+    config = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+    target = add_stream(
+        repo,
+        f"oci-config-{config}",
+        objects=[blob],
+        named={f"sha256:{'2' * 64}": layer},
+        content_type=splitstream.CONTENT_TYPE_CONFIG,
+    )
+    text = drop(repo / f"streams/oci-config-{config}")
+    dangle(repo, "streams/refs/other/chain", f"oci-config-{config}")
+
+    assert [link.object for link in mend(repo, "foreign").plan.links] == [target]
+    assert os.readlink(repo / f"streams/oci-config-{config}") == text
+
+
 # -- refs --------------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +242,74 @@ def test_refs_of_others_go_only_where_their_owner_is_named(
         assert ("dangling-ref", path) in [(one.code, one.path) for one in left.findings if one.fails]
         assert not collects(cfsctl, repo)
     assert [ref.path for ref in mend(repo, owner).plan.refs] == [path]
+    assert collects(cfsctl, repo)
+
+
+def _manifest_without_its_json(repo: Path) -> str:
+    path = stream(repo, SMALL, "manifest")
+    sole = splitstream.parse(link(repo, path).read_bytes()).object_refs[0]
+    (repo / "objects" / sole[:2] / sole[2:]).unlink()
+    return path.rpartition("/")[2]
+
+
+def _layer_without_a_file(repo: Path) -> str:
+    path = stream(repo, HOST, "layer", 1)
+    file = splitstream.parse(link(repo, path).read_bytes()).object_refs[0]
+    (repo / "objects" / file[:2] / file[2:]).unlink()
+    return path.rpartition("/")[2]
+
+
+def _blob_without_its_bytes(repo: Path) -> str:
+    name = _blob(repo)[1]
+    sole = splitstream.parse(link(repo, f"streams/{name}").read_bytes()).object_refs[0]
+    (repo / "objects" / sole[:2] / sole[2:]).unlink()
+    return name
+
+
+def _stream_of_another_program(repo: Path) -> str:
+    add_stream(repo, "other", objects=[b"o" * 5000])
+    return "other"
+
+
+def _torn(repo: Path) -> str:
+    """It begins as a splitstream does, and that is all."""
+    path = stream(repo, SMALL, "manifest")
+    cut(link(repo, path), 40)
+    return path.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    "make", [_manifest_without_its_json, _layer_without_a_file, _blob_without_its_bytes, _stream_of_another_program, _torn]
+)
+def test_a_ref_stays_while_an_object_may_be_what_it_led_to(repo: Path, make: Callable[[Path], str]) -> None:
+    name = make(repo)
+    for other in refs(repo):
+        (repo / other).unlink()
+    ref = "streams/refs/other/ref"
+    dangle(repo, ref, name)
+    target = "".join(drop(repo / "streams" / name).split("/")[-2:])
+    before = tree(repo, exclude=["cfs-tags"])
+
+    done = mend(repo, "foreign")
+
+    (said,) = [one for one in done.findings if (one.code, one.path) == ("dangling-ref", ref)]
+    assert said.fails
+    assert said.message.endswith(f"not taken out, because object {target[:12]}… is there and may be what it led to")
+    with Repository.open(repo, write=True) as opened, pytest.raises(BrokenRoots):
+        gc.collect(opened)
+    assert tree(repo, exclude=["cfs-tags"]) == before
+
+
+def test_what_is_known_to_be_something_else_keeps_no_ref(new_repo: Callable[..., Path], cfsctl: Cfsctl, tmp_path: Path) -> None:
+    """The older writings of manifest and config that a pull of a bootable image leaves."""
+    repo = new_repo()
+    pull_image(cfsctl, repo, host_image(tmp_path / "layout", "41.1"), "os", bootable=True)
+    dangle(repo)
+    dangle(repo, "streams/refs/ostree/gone", "ostree-gone")
+
+    done = mend(repo, "foreign")
+
+    assert [ref.path for ref in done.plan.refs] == [GONE, "streams/refs/ostree/gone"]
     assert collects(cfsctl, repo)
 
 

@@ -10,38 +10,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import support.soak
 from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots
+from cfs_tags.repo import fsops
 from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import Lock
-from support.collecting import collect, removed_nothing
+from support.collecting import at_slice, collect, removed_nothing
 from support.garbage import HOSTS, link_of, manifest_of, model, names, object_of, object_paths, outside_state
 from support.images import Image, app_image, base_layer, random_bytes
 from support.peers import Cfsctl
 from support.stock import refs
 
 Fresh = Callable[..., Path]
-
-
-def at_slice(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> list[int]:
-    """Has ``action`` run right before the exclusive lock is taken for slice ``number``; gives the slices there were."""
-    original = Lock.hold
-    seen: list[int] = []
-
-    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
-        if mode == "exclusive" and name == ".":
-            seen.append(len(seen))
-            if len(seen) == number:
-                action()
-        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Lock, "hold", hold)
-    return seen
 
 
 @pytest.fixture
@@ -184,6 +171,78 @@ def test_a_pull_at_any_moment_of_marking_is_no_dangling_ref(
     assert manifest_of(dead, "just-now") == manifest_of(pools("sha512"), "one")
     cfsctl(dead, "--no-upgrade", "oci", "fsck")
     assert set(object_paths(dead)) >= model(dead, cfsctl).objects
+
+
+@pytest.mark.parametrize("number", [2, 6, 10, 14])
+def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
+    dead: Path,
+    pools: Callable[[str], Path],
+    cfsctl: Cfsctl,
+    small_slices: None,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    layout = pools("sha512").parent / "layout"
+    remove = fsops.remove
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    monkeypatch.setattr(fsops, "remove", slowly)
+    left = []
+
+    def pull() -> None:
+        left.extend(names(dead, "streams"))
+        cfsctl(dead, "oci", "pull", f"oci:{layout}:one", "again")
+
+    at_slice(monkeypatch, number, pull)
+    collect(dead)
+    monkeypatch.undo()
+    wanted = model(dead, cfsctl).objects
+    assert left
+    assert wanted <= set(object_paths(dead))
+    cfsctl(dead, "--no-upgrade", "gc")
+    assert wanted <= set(object_paths(dead))
+
+
+def test_nobody_deletes_without_the_lock_wherever_an_interrupt_comes(dead: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = []
+    with Repository.open(dead, write=True) as opened:
+        lock = Lock.of(opened.fd, ".", opened.path)
+        remove, submit = fsops.remove, ThreadPoolExecutor.submit
+
+        def watched(fd: int, path: str) -> None:
+            if "/" not in path:
+                time.sleep(0.01)
+                if lock.mode != "exclusive":
+                    without.append(path)
+            remove(fd, path)
+
+        def interrupted(self: ThreadPoolExecutor, *words: Any, **named: Any) -> None:
+            submit(self, *words, **named)
+            raise KeyboardInterrupt  # it is queued, and its future is lost
+
+        monkeypatch.setattr(fsops, "remove", watched)
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            gc.collect(opened)
+        time.sleep(0.3)
+    assert without == []
+
+
+def test_a_collection_comes_forward_however_long_it_looks(dead: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listdir = os.listdir
+
+    def slowly(path: Any = ".") -> list[str]:
+        if isinstance(path, int):
+            time.sleep(0.01)
+        return listdir(path)
+
+    monkeypatch.setattr(gc, "SLICE", 0.005)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(gc.os, "listdir", slowly)
+    assert collect(dead).slices < 400
 
 
 def test_a_ref_to_what_is_gone_stops_the_rest(dead: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cfs_tags import Repository, gc
+from cfs_tags import Repository, gc, why
 from cfs_tags.errors import BrokenRoots
+from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import fsops
+from cfs_tags.usage import measure
+from fsck.damage import failing
 from support.collecting import collect, plan
 from support.garbage import (
     add_stream,
@@ -28,6 +32,7 @@ from support.garbage import (
 )
 from support.interrupt import kill_after
 from support.peers import Cfsctl
+from support.peers_beside import hold_shared
 from support.stock import before_call, refs
 from support.sysroots import fill_twins
 
@@ -147,6 +152,25 @@ def test_all_reasons_are_given_at_once_with_the_refs_that_they_belong_to(repo: P
     assert any("streams/refs/oci/three" in needed and "streams/refs/oci/two" in needed for needed in found)
 
 
+@pytest.mark.parametrize("tree", ["streams", "images"])
+def test_an_object_longer_than_any_is_refused_before_it_is_read(repo: Path, tree: str) -> None:
+    """It may take no room on the disk, and all the memory that there is."""
+    ref = {"streams": ONE, "images": "images/refs/tree/named"}[tree]
+    place = content(repo, object_of(repo, ref))
+    data = place.read_bytes()
+    place.unlink()  # the copies share it
+    place.write_bytes(data)
+    os.truncate(place, 1 << 40)
+
+    (found,) = [message for message, needed in refused(repo).problems if ref in needed]
+
+    assert f"at most {1 << 30} bytes, found {1 << 40} bytes" in found
+    with Repository.open(repo) as opened:
+        assert any(f"{1 << 40} bytes" in problem for problem in measure(opened).problems)
+        assert any(f"{1 << 40} bytes" in problem for problem in why.explain(opened, "two").problems)
+        assert [one.code for one in fsck(opened).findings if f"{1 << 40} bytes" in one.message]
+
+
 def test_a_dangling_ref_stops_cfsctl_for_good_and_us_unless_told_to_go_on(fresh: Fresh, cfsctl: Cfsctl) -> None:
     path = fresh()
     link_of(path, "streams/refs/oci/dangling", f"oci-manifest-sha256:{'00' * 32}")
@@ -159,6 +183,8 @@ def test_a_dangling_ref_stops_cfsctl_for_good_and_us_unless_told_to_go_on(fresh:
     assert done.swept.objects > 0
     assert [problem.refs for problem in done.problems] == [("streams/refs/oci/dangling",)]
     (path / "streams/refs/oci/dangling").unlink()
+    assert set(object_paths(path)) >= model(path, cfsctl).objects, "streams without a name stay: one may be what it led to"
+    collect(path)
     assert set(object_paths(path)) == model(path, cfsctl).objects
 
 
@@ -276,6 +302,16 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
     layer = host.layers[0]
     boot = tmp_path / "boot"
     boot.mkdir()
+
+    def held() -> None:
+        with hold_shared(cfsctl, repo):
+            assert failing(repo) == []
+
+    def mounted(*words: str) -> None:
+        """Not everywhere may it be mounted: then it fails, and must leave nothing behind all the same."""
+        if cfsctl(repo, *words, boot, check=False).returncode == 0:
+            subprocess.run(["umount", "-l", boot], check=True)
+
     steps: list[Callable[[], object]] = [
         lambda: pull_image(cfsctl, repo, one, "one"),
         lambda: cfsctl(repo, "oci", "pull", "--bootable", one.source, "one", check=False),
@@ -295,9 +331,19 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
         ),
         lambda: cfsctl(other, "oci", "copy", "--from", repo, "os", "--name", "copied", check=False),
         lambda: cfsctl(repo, "oci", "prepare-boot", "os", "--bootdir", boot, check=False),
+        lambda: cfsctl(repo, "image-objects", "refs/some/name"),
+        lambda: cfsctl(repo, "dump-files", "refs/some/name", "/usr/file"),
+        lambda: cfsctl(repo, "compute-id", tree),
+        lambda: cfsctl(repo, "create-dumpfile", tree),
+        lambda: cfsctl(repo, "cat", f"oci-layer-{layer.diff_id}", check=False),
+        lambda: cfsctl(repo, "images"),
+        lambda: held(),
+        lambda: mounted("mount", "refs/some/name"),
+        lambda: mounted("oci", "mount", "os"),
         lambda: cfsctl(repo, "gc"),
         lambda: cfsctl(repo, "gc", "-r", "nothing"),
         lambda: cfsctl(repo, "fsck"),
+        lambda: cfsctl(repo, "oci", "fsck"),
         lambda: cfsctl(repo, "oci", "untag", "again/and%again"),
         lambda: cfsctl(repo, "oci", "untag", "os"),
     ]
@@ -305,6 +351,7 @@ def test_a_repository_is_fine_after_every_command_of_cfsctl(cfsctl: Cfsctl, tmp_
         step()
         for path in (repo, other):
             plan(path)
+            assert failing(path, content=True) == []
     pull_image(cfsctl, repo, one, "one")
     cfsctl(repo, "create-image", tree, "tree/named")
     add_foreign(repo)

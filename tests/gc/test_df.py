@@ -12,6 +12,7 @@ from cfs_tags import Repository, gc, tagging, usage
 from cfs_tags.errors import TagNotFound
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
 from deployments.conftest import fill_three, view_of
+from fsck.damage import check
 from support.collecting import collect, plan
 from support.garbage import HOSTS, add_stream, content, link_of, manifest_of, model, object_paths, settle
 from support.peers import Cfsctl
@@ -121,6 +122,37 @@ def test_objects_with_other_names_are_counted_once_and_noted(mixed: Path, tmp_pa
     after = measure(mixed)
     assert after.linked == before.linked + 1
     assert (after.live, after.dead) == (before.live, before.dead)
+
+
+def test_extents_that_files_share_are_said_to_count_for_each(call: Run) -> None:  # noqa: F811
+    assert "extents that files share by reflink" in " ".join(call("df", "--help", ok=True).out.split())
+
+
+@pytest.mark.parametrize(
+    ("ref", "owner"),
+    [
+        ("streams/refs/oci/app", "app"),
+        ("streams/refs/oci/localhost%2Fbootc-x", "bootc"),
+        ("streams/refs/cfs-tags/tags/app", "app"),
+        ("streams/refs/cfs-tags/leases/20990101T000000Z.0/app", "app"),
+        ("streams/refs/cfs-tags/trash/20990101T000000Z.0/app", "app"),
+        ("streams/refs/cfs-tags/indexes/app", "app"),
+        (f"streams/refs/cfs-tags/deployments/{'0' * 128}", "deployment"),
+        (f"streams/refs/cfs-tags/configs/{'0' * 128}", "deployment"),
+        (f"streams/refs/cfs-tags/bound/{'0' * 128}/app", "deployment"),
+        ("streams/refs/ostree/x", "foreign"),
+        ("streams/refs/cfs-tags/later", "foreign"),
+    ],
+)
+def test_a_ref_has_the_same_owner_for_df_and_fsck(mixed: Path, ref: str, owner: str) -> None:
+    before = {row.name: row.owner for row in measure(mixed).rows}
+    link_of(mixed, ref, "gone")
+
+    rows = {row.name: row.owner for row in measure(mixed).rows}
+    broken = [found.owner for found in check(mixed).roots.broken if found.path == ref]
+
+    assert [rows[name] for name in rows if name not in before] == [owner]
+    assert broken == [owner]
 
 
 def test_what_cannot_be_followed_is_said(mixed: Path) -> None:

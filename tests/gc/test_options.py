@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from cfs_tags import Repository, gc, tagging
-from cfs_tags.errors import BrokenRoots, LockTimeout, UnresolvedDeployment
+from cfs_tags.errors import BrokenRoots, FormatError, LockTimeout, PlaceUnread, SystemFailure, UnresolvedDeployment
 from cfs_tags.repo import reflog
 from cfs_tags.repo.lock import Lock
+from cfs_tags.sysroot import SysrootView
+from cfs_tags.values import Algorithm
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
 from deployments.conftest import fill_three, view_of
 from support.collecting import collect, plan
@@ -28,6 +31,7 @@ from support.garbage import (
     names,
     object_of,
     object_paths,
+    outside_state,
     parse_stream,
     settle,
 )
@@ -324,8 +328,70 @@ def test_unless_its_image_alone_is_to_be_kept(three: Host) -> None:
     on(three)  # that is decided, and asked for once
 
 
+def test_nothing_goes_while_the_state_directories_cannot_be_read(three: Host) -> None:
+    three.untag_bootc()
+    before = three.object_hashes(), refs(three.repo)
+    (three.root / "state").rename(three.root / "elsewhere")
+
+    with pytest.raises(PlaceUnread, match="state/deploy"):
+        plan(three.repo, view_of(three))
+    with pytest.raises(PlaceUnread) as caught:
+        collect(three.repo, lambda: view_of(three))
+
+    assert (caught.value.status, caught.value.place) == (4, "state")
+    assert (three.object_hashes(), refs(three.repo)) == before
+
+
+def test_a_boot_entry_that_cannot_be_read_is_no_reason(three: Host) -> None:
+    """Deployments are seen in their state directories, too."""
+    three.untag_bootc()
+    (three.root / "boot").rename(three.root / "unmounted")
+    collect(three.repo, lambda: view_of(three))
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+
+
+def test_what_is_running_is_never_another_systems(three: Host) -> None:
+    """Its state directory, the link of its image and the names of its manifest and config are gone; its objects are there."""
+    unresolve(three, "same")
+    shutil.rmtree(three.state("same"))
+    running = three.id("same")
+    (three.repo / "images" / running).unlink()
+
+    def view() -> SysrootView:
+        sysroot = view_of(three).sysroot._replace(cmdline=f"composefs={running}")
+        return SysrootView.read(sysroot, Algorithm.SHA512)
+
+    with pytest.raises(UnresolvedDeployment, match=running[:12]):
+        collect(three.repo, view)
+    assert running in object_paths(three.repo)
+
+
+def config_without_a_name(host: Host) -> None:
+    (host.repo / "streams" / next(one for one in host.pool.images["new"].streams if one.startswith("oci-config-"))).unlink()
+    settle()
+
+
+def test_a_dry_run_knows_the_names_that_adopting_makes(three: Host) -> None:
+    config_without_a_name(three)
+    planned = plan(three.repo, view_of(three))
+    done = on(three)
+    assert (planned.swept, planned.adopted, planned.live) == (done.swept, done.adopted, done.live)
+
+
+def test_so_does_a_full_disk(three: Host) -> None:
+    from support.stock import disk_full_after
+
+    config_without_a_name(three)
+    three.untag(next(iter(three.pool.apps)))
+    with disk_full_after(0), pytest.raises(SystemFailure, match="space"):
+        collect(three.repo, lambda: view_of(three))
+    assert [three.missing(name) for name in ("same", "old")] == [[], []]
+    assert len(three.missing("new")) == 1, "the name that it had lost before"
+    on(three)
+    assert three.missing("new") == []
+
+
 def test_a_full_disk_keeps_what_would_have_been_adopted(three: Host) -> None:
-    from cfs_tags.errors import SystemFailure
     from support.stock import disk_full_after
 
     three.untag_bootc()
@@ -425,3 +491,71 @@ def test_a_request_to_end_is_handled_while_a_collection_runs_and_only_then(repo:
         assert main(["--repo", str(repo), "gc"]) == 0
     assert seen[0] not in (signal.SIG_DFL, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# -- what does not belong there ----------------------------------------------------------------------------------------
+
+
+def test_a_pipe_in_place_of_a_file_of_ours_is_not_waited_for(repo: Path) -> None:
+    (repo / "cfs-tags").mkdir(exist_ok=True)
+    os.mkfifo(repo / "cfs-tags/gc.stamp")
+    with pytest.raises(SystemFailure, match=r"gc\.stamp"):
+        collect(repo)
+
+
+def test_a_directory_of_objects_that_is_a_link_is_said_before_anything_goes(repo: Path) -> None:
+    for tag in ("one", "two", "three"):
+        (repo / "streams/refs/oci" / tag).unlink()
+    shard = max(path.name for path in (repo / "objects").iterdir())
+    (repo / "objects" / shard).rename(repo.parent / f"moved-{shard}")
+    (repo / "objects" / shard).symlink_to(repo.parent / f"moved-{shard}")
+    settle()
+    before = names(repo, "streams"), set(object_paths(repo))
+    with pytest.raises(FormatError, match="link"):
+        collect(repo)
+    assert (names(repo, "streams"), set(object_paths(repo))) == before
+
+
+def test_what_is_freed_first_is_the_same_every_time(fresh: Fresh) -> None:
+    path = fresh()
+    for ref in refs(path):
+        (path / ref).unlink()
+    home = path / "objects/00"
+    home.mkdir(exist_ok=True)
+    for number in range(200):
+        (home / f"{number * 7919:0126x}").write_bytes(b"x")
+    settle()
+    before = sorted(object_paths(path))
+    collect(path, free_bytes=4096 * 20)
+    gone = set(before) - set(object_paths(path))
+    assert sorted(gone) == before[: len(gone)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("gc", "--image-only"), ("gc", "--booted", "none"), ("gc", "--boot", "none"), ("df", "--run", "none")],
+    ids=" ".join,
+)
+def test_what_is_about_a_sysroot_is_refused_where_there_is_none(
+    repo: Path,
+    call: Run,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    before = outside_state(repo)
+
+    said = call("--repo", repo, *words)
+
+    assert said.status == 2
+    assert f"{words[1]} is for a repository with a sysroot" in said.err
+    assert outside_state(repo) == before
+
+
+def test_a_root_that_is_not_there_is_a_warning(repo: Path, call: Run) -> None:  # noqa: F811
+    words = ("--repo", repo, "gc", "--dry-run", "--root", "nowhere", "--root", f"oci-manifest-{manifest_of(repo, 'one')}")
+
+    said = call(*words)
+    document = call(*words, "--json").json
+
+    assert said.status == 0
+    assert said.err == "cfs-tag: warning: no stream or image 'nowhere' in the repository\n"
+    assert [(one["code"], one["facts"]["name"]) for one in document["warnings"]] == [("target-not-found", "nowhere")]

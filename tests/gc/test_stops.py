@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from cfs_tags import Repository, gc, tagging
 from cfs_tags.errors import SystemFailure
 from cfs_tags.repo import reflog
 from support.collecting import collect, plan
-from support.garbage import add_artifact, copy_of, model, names, object_paths, outside_state, random_bytes, settle
+from support.garbage import add_artifact, copy_of, manifest_of, model, names, object_paths, outside_state, random_bytes, settle
 from support.images import Layer, build_image, directory, file, pull_image
 from support.interrupt import Interruption, count_calls, every_stop, failed_after, kill_after, stopped_after
 from support.peers import Cfsctl
@@ -92,6 +93,37 @@ def test_links_go_first_and_are_on_disk_before_the_first_object(littered: Path) 
     synced = [at for at, (name, args) in enumerate(swept) if name == "sync" and args[1:] == ("streams",)]
     assert links
     assert max(links) < min(at for at in synced if at > max(links)) < min(objects)
+
+
+@pytest.mark.parametrize("tag", ["two", "host-new"])
+def test_what_is_pulled_or_tagged_after_a_kill_is_whole(
+    fresh: Fresh, pools: Callable[[str], Path], cfsctl: Cfsctl, tag: str
+) -> None:
+    """A pull that finds the name of a config, and a tag for which a manifest's is enough, look no further."""
+    layout = pools("sha512").parent / "layout"
+    manifest = manifest_of(pools("sha512"), tag if tag == "two" else "localhost/bootc-new")
+    pulled = tagged = 0
+    for number in count():
+        path = fresh()
+        for ref in refs(path):
+            (path / ref).unlink()
+        settle()
+        killed = kill_after(number, lambda path=path: collect(path))  # type: ignore[misc]
+        left = names(path, "streams")
+        if not killed or not left:
+            break
+        if f"oci-manifest-{manifest}" in left:
+            with Repository.open(path, write=True) as repo:
+                tagging.create(repo, "again", f"@{manifest}")
+            tagged += 1
+        else:
+            cfsctl(path, "oci", "pull", *(["--bootable"] if tag != "two" else []), f"oci:{layout}:{tag}", "again")
+            pulled += 1
+        wanted = model(path, cfsctl).objects
+        cfsctl(path, "--no-upgrade", "oci", "fsck")
+        cfsctl(path, "--no-upgrade", "gc")
+        assert wanted <= set(object_paths(path)), number
+    assert min(pulled, tagged) > 3
 
 
 # -- a full disk -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from cfs_tags import Repository, tagging, why
 from cfs_tags.errors import AmbiguousName, TargetNotFound
+from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
+from support.collecting import collect
 from support.garbage import (
     HOSTS,
     add_stream,
@@ -141,6 +145,31 @@ def test_something_dead_is_dead_and_the_log_tells_what_kept_it_last(repo: Path, 
         assert answer.last.manifest == digest
         assert answer.last.ref == ("streams/refs/oci/other" if how == "rename" else ONE)
         assert answer.last.action == ("move" if how == "move" else "delete")
+
+
+@pytest.mark.parametrize("home", ["leases", "trash"])
+def test_what_only_a_ref_keeps_that_has_run_out_is_dead_as_it_is_for_a_collection(
+    repo: Path,
+    call: Run,  # noqa: F811
+    home: str,
+) -> None:
+    one = manifest_of(repo, "one")
+    (repo / "streams/refs/oci/one").unlink()
+    shutil.rmtree(repo / "streams/refs/oci-referrers")
+    top = f"streams/refs/cfs-tags/{home}"
+    link_of(repo, f"{top}/20990101T000000Z.0/name", f"oci-manifest-{one}")
+    command = ("--repo", repo, "why", f"oci-manifest-{one}", "--json")
+    kept = json.loads(call(*command).out)["result"]
+    assert (kept["live"], kept["chains"][0][0]["name"]) == (True, f"{top}/20990101T000000Z.0/name")
+    shutil.rmtree(repo / top)
+    link_of(repo, f"{top}/20200101T000000Z.0/name", f"oci-manifest-{one}")
+
+    said = json.loads(call(*command).out)["result"]
+
+    assert (said["live"], said["chains"]) == (False, [])
+    assert (said["last_kept_by"]["ref"], said["last_kept_by"]["action"]) == (f"{top}/20200101T000000Z.0/name", "expire")
+    collect(repo)
+    assert f"oci-manifest-{one}" not in names(repo, "streams")
 
 
 def test_what_no_entry_tells_of_is_just_dead(repo: Path) -> None:

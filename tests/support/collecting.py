@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cfs_tags import Repository, gc
+from cfs_tags.repo.lock import Lock
 from cfs_tags.sysroot import SysrootView
 
-__all__ = ["collect", "plan", "removed_nothing"]
+__all__ = ["at_slice", "collect", "plan", "removed_nothing"]
 
 
 def collect(path: Path, view: Callable[[], SysrootView] | None = None, **options: Any) -> gc.GcResult:
@@ -23,6 +26,22 @@ def plan(path: Path, view: SysrootView | None = None, **options: Any) -> gc.GcPl
     """What that would do."""
     with Repository.open(path) as repo, repo.locked("shared"):
         return gc.plan(repo, gc.GcOptions(**options), view)
+
+
+def at_slice(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> list[int]:
+    """Has ``action`` run right before the exclusive lock is taken for slice ``number``; gives the slices there were."""
+    original = Lock.hold
+    seen: list[int] = []
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == ".":
+            seen.append(len(seen))
+            if len(seen) == number:
+                action()
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lock, "hold", hold)
+    return seen
 
 
 def removed_nothing(said: str) -> bool:

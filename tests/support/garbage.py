@@ -268,6 +268,7 @@ def model(repo: Path, cfsctl: Cfsctl, refs: Iterable[str] | None = None) -> Kept
     objects: set[str] = set()
     parsed: set[str] = set()
     pending = []
+    linked = {object_of(repo, f"streams/{name}") for name in names(repo, "streams")}
     for ref in all_refs(repo) if refs is None else refs:
         target = object_of(repo, ref)
         objects.add(target)
@@ -285,7 +286,7 @@ def model(repo: Path, cfsctl: Cfsctl, refs: Iterable[str] | None = None) -> Kept
         stream = parse_stream(content(repo, current).read_bytes(), size)
         objects |= {current} | stream.objects | set(stream.named.values())
         for key, target in stream.named.items():
-            if key.startswith("composefs.image"):
+            if key.startswith("composefs.image") and target not in linked:
                 continue
             pending.append(target)
             for kind in ("config",) if key.startswith("config:") else ("layer", "blob"):

@@ -48,6 +48,7 @@ __all__ = [
     "skopeo_copy",
     "static_image",
     "symlink",
+    "umoci_change",
     "umoci_image",
     "umoci_truncated_image",
     "whiteout",
@@ -470,6 +471,11 @@ def skopeo_copy(skopeo: Path, source: str, target: str, *options: str) -> None:
 def umoci_image(umoci: Path, layout: Path, ref: str, change: Callable[[Path], None], work: Path) -> str:
     """An image by umoci's unpack and repack.  ``change`` edits the root file system; returns the source for skopeo."""
     _umoci_new(umoci, layout, ref)
+    return umoci_change(umoci, layout, ref, change, work)
+
+
+def umoci_change(umoci: Path, layout: Path, ref: str, change: Callable[[Path], None], work: Path) -> str:
+    """One more layer for an image that is there, in the same way."""
     _run([umoci, "unpack", "--rootless", "--image", f"{layout}:{ref}", work])
     change(work / "rootfs")
     _run([umoci, "repack", "--image", f"{layout}:{ref}", work])

@@ -19,7 +19,7 @@ import pytest
 
 __all__ = ["CFSCTL_VERSION", "MISSING", "PEERS", "Cfsctl", "clean_environment", "find_peer", "no_peer", "peer_or_skip"]
 
-PEERS = ("cfsctl", "skopeo", "umoci", "podman", "crane")
+PEERS = ("cfsctl", "skopeo", "umoci", "podman", "crane", "conformance")
 """Names of fixtures and of programs."""
 
 CFSCTL_VERSION = (0, 9, 4)

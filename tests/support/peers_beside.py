@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.peers import Cfsctl
 
-__all__ = ["can_lock", "hold_exclusive", "hold_shared", "lock_modes"]
+__all__ = ["can_lock", "collector_at_work", "hold_exclusive", "hold_shared", "lock_modes"]
 
 _DEADLINE = 20.0
 
@@ -29,6 +29,22 @@ def hold_shared(cfsctl: Cfsctl, repo: Path) -> Iterator[int]:
 def hold_exclusive(repo: Path) -> Iterator[int]:
     """Another process holds ``repo`` exclusive, as a collector does; gives its PID."""
     program = "import fcntl, os, sys, time; fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX); time.sleep(600)"
+    with _holder([sys.executable, "-S", "-c", program, str(repo)], repo, "exclusive", dict(os.environ)) as pid:
+        yield pid
+
+
+@contextmanager
+def collector_at_work(repo: Path) -> Iterator[int]:
+    """Another process holds ``repo`` exclusive again and again, as ``cfs-tag gc`` does; gives its PID."""
+    program = """if True:
+        import fcntl, os, sys, time
+        fd = os.open(sys.argv[1], os.O_RDONLY)
+        while True:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            time.sleep(0.3)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            time.sleep(0.005)
+    """
     with _holder([sys.executable, "-S", "-c", program, str(repo)], repo, "exclusive", dict(os.environ)) as pid:
         yield pid
 

@@ -17,7 +17,7 @@ from cfs_tags.errors import LockConflict, LockTimeout
 from cfs_tags.repo.lock import Lock
 from cfs_tags.repo.store import Repository
 from support.peers import Cfsctl
-from support.peers_beside import can_lock, hold_exclusive, hold_shared
+from support.peers_beside import can_lock, collector_at_work, hold_exclusive, hold_shared
 from support.stock import digest_of, fill, leftovers
 
 
@@ -193,6 +193,15 @@ def test_the_lock_is_had_when_its_holder_ends_in_time(repo: Path, cfsctl: Cfsctl
     finally:
         timer.join()
         holder.__exit__(None, None, None)
+
+
+def test_a_waiter_gets_in_between_the_slices_of_a_collector(repo: Path) -> None:
+    """Which holds the lock for a third of a second, and lets go for five milliseconds."""
+    with collector_at_work(repo), Repository.open(repo) as opened:
+        for _ in range(5):
+            with opened.locked("shared", timeout=2):
+                pass
+            time.sleep(0.05)
 
 
 def test_shared_holders_of_two_processes_do_not_wait_for_each_other(repo: Path, cfsctl: Cfsctl) -> None:

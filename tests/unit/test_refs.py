@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging, tags
+from cfs_tags import gc, tagging, tags
 from cfs_tags.errors import ExpectationFailed, FormatError, SystemFailure
+from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import refs
 from cfs_tags.repo.refs import Note, RefChange
 from cfs_tags.repo.store import Repository, WriteRepo
@@ -488,6 +489,16 @@ def test_a_refs_parents_are_on_disk_before_it(stocked: Path, links: dict[str, st
 # -- walking -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("place", ["tmp", "journal"])
+def test_a_directory_where_we_make_none_is_left_and_holds_nobody_up(stocked: Path, links: dict[str, str], place: str) -> None:
+    (stocked / "cfs-tags" / place / "dir/sub").mkdir(parents=True)
+
+    transact(stocked, change(APP, None, links["one"]))
+
+    assert stock.refs(stocked)[APP] == links["one"]
+    assert (stocked / "cfs-tags" / place / "dir/sub").is_dir()
+
+
 def walked(path: Path, top: str = "streams/refs") -> dict[str, str | None]:
     with Repository.open(path) as repo:
         return dict(refs.walk(repo, top))
@@ -527,26 +538,35 @@ def test_a_loop_of_links_is_not_walked_into(stocked: Path) -> None:
     assert {path for path in walked(stocked) if "held" not in path} == {f"{SHARED}/loop", f"{SHARED}/up"}
 
 
-def test_directories_deeper_than_any_path_may_be_are_one_entry_and_no_failure(stocked: Path) -> None:
+@pytest.mark.parametrize(("depth", "name"), [(70, "d"), (80, "d" * 200)])
+def test_a_ref_at_any_depth_is_one_as_it_is_for_cfsctl(stocked: Path, cfsctl: Cfsctl, depth: int, name: str) -> None:
+    """Deeper than 64, and deeper than any path may be: then nothing but a walk reaches it."""
+    manifest = link_to(digest_of(stocked, "one")).rpartition("/")[2]
+    for ref in stock.refs(stocked):
+        (stocked / ref).unlink()
     fd = os.open(stocked / SHARED, os.O_RDONLY)
     try:
-        for _ in range(80):
-            os.mkdir("d" * 200, dir_fd=fd)
-            inner = os.open("d" * 200, os.O_RDONLY, dir_fd=fd)
+        for _ in range(depth):
+            os.mkdir(name, dir_fd=fd)
+            inner = os.open(name, os.O_RDONLY, dir_fd=fd)
             os.close(fd)
             fd = inner
-        os.symlink("x", "ref", dir_fd=fd)
+        os.symlink("../" * (depth + 2) + manifest, "ref", dir_fd=fd)
     finally:
         os.close(fd)
+    said = cfsctl(stocked, "--no-upgrade", "gc", "--dry-run").stdout
 
-    found = {path: link for path, link in walked(stocked).items() if "held" not in path}
+    (path,) = walked(stocked)
 
-    assert list(found.values()) == [None]
+    assert path == f"{SHARED}/{f'{name}/' * depth}ref"
     with Repository.open(stocked) as repo:
-        assert [tag.problem for tag in tags.list_tags(repo) if "held" not in tag.name] == [
-            "no link, which stops the collectors of cfsctl and bootc"
-        ]
-    shutil.rmtree(stocked / SHARED / ("d" * 200))
+        (tag,) = tags.list_tags(repo)
+        assert (f"oci-manifest-{tag.digest}", tag.problem) == (manifest, None)
+        assert not [one for one in fsck(repo).findings if one.fails]
+        with repo.locked("shared"):
+            dead = gc.plan(repo).swept
+    assert f"Objects: {dead.objects} removed" in said
+    shutil.rmtree(stocked / SHARED / name)
 
 
 def test_a_directory_of_refs_that_is_a_file_is_damage(stocked: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import tarfile
 from collections.abc import Iterator
@@ -450,3 +451,14 @@ def test_cfsctl_reads_the_same_from_both_headers(cfsctl: Cfsctl, new_repo: Any, 
     (repo / "streams" / "by-hand").symlink_to(f"../objects/{A[:2]}/{A[2:]}")
 
     assert cfsctl(repo, "cat", "by-hand").stdout == "text" + "x" * 996
+
+
+def test_each_object_has_one_number_however_many_there_are_and_however_alike() -> None:
+    alike = [ObjectId("ab" * 8 + f"{n:0112x}") for n in range(600)]
+    others = [ObjectId(hashlib.sha512(b"%d" % n).hexdigest()) for n in range(3000)]
+    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_LAYER)
+    for object_id in (*alike, *others, *reversed(alike), *others):
+        writer.add_external(object_id, 1)
+    stream = splitstream.parse(writer.finish())
+    assert list(stream.object_refs) == [*alike, *others]
+    assert list(splitstream.chunks(stream)) == [*alike, *others, *reversed(alike), *others]

@@ -1,0 +1,173 @@
+"""What is broken: nothing that it may still lead to is lost, and what comes back is followed again."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cfs_tags.errors import BrokenRoots
+from cfs_tags.marking import MOST_REFS
+from support.collecting import at_slice, collect, plan
+from support.garbage import add_stream, content, link_of, manifest_of, model, names, object_of, object_paths, settle
+from support.peers import Cfsctl
+from support.stock import refs
+
+
+def keep_only(repo: Path, ref: str) -> None:
+    for other in refs(repo):
+        if other != ref:
+            (repo / other).unlink()
+
+
+# -- what still leads somewhere ----------------------------------------------------------------------------------------
+
+
+def damage_names(data: bytearray) -> None:
+    info = struct.unpack_from("<Q", data, 16)[0]
+    data[struct.unpack_from("<8Q", data, info)[6]] ^= 0xFF
+
+
+def make_newer(data: bytearray) -> None:
+    data[11] = 1
+
+
+def damage_magic(data: bytearray) -> None:
+    data[0] ^= 1
+
+
+@pytest.mark.parametrize("damage", [damage_names, make_newer, damage_magic])
+def test_of_a_stream_that_cannot_be_read_all_that_its_tables_name_stays(
+    repo: Path, cfsctl: Cfsctl, damage: Callable[[bytearray], None]
+) -> None:
+    before = model(repo, cfsctl).objects
+    place = content(repo, object_of(repo, "streams/refs/oci/three"))
+    data = bytearray(place.read_bytes())
+    damage(data)
+    place.unlink()
+    place.write_bytes(data)
+    settle()
+
+    assert collect(repo, keep_broken=True).problems
+    assert before <= set(object_paths(repo))
+
+
+def test_an_image_that_lost_its_link_stays_for_its_ref(repo: Path, cfsctl: Cfsctl) -> None:
+    kept = model(repo, cfsctl, ["images/refs/tree/named"]).objects
+    keep_only(repo, "images/refs/tree/named")
+    (repo / "images" / os.path.basename(os.readlink(repo / "images/refs/tree/named"))).unlink()
+    settle()
+
+    collect(repo, keep_broken=True)
+    assert kept <= set(object_paths(repo))
+
+
+def test_a_manifest_that_lost_its_link_stays_for_its_ref(repo: Path, cfsctl: Cfsctl) -> None:
+    """Which of the streams without a name it was cannot be told: all of them stay."""
+    kept = model(repo, cfsctl, ["streams/refs/oci/one"]).objects
+    keep_only(repo, "streams/refs/oci/one")
+    (repo / "streams" / f"oci-manifest-{manifest_of(repo, 'one')}").unlink()
+    settle()
+    before = len(object_paths(repo))
+
+    assert plan(repo, keep_broken=True).swept == collect(repo, keep_broken=True).swept
+    assert kept <= set(object_paths(repo))
+    assert len(object_paths(repo)) < before, "and the rest goes"
+
+
+def test_a_signature_stays_while_its_subject_may_be_what_is_broken(repo: Path) -> None:
+    (repo / "streams" / f"oci-manifest-{manifest_of(repo, 'one')}").unlink()
+    referrers = [ref for ref in refs(repo) if "oci-referrers" in ref]
+    settle()
+    collect(repo, keep_broken=True, prune_referrers=True)
+    assert [ref for ref in refs(repo) if "oci-referrers" in ref] == referrers
+
+
+def test_a_stream_that_is_named_like_an_image_is_followed(repo: Path, cfsctl: Cfsctl) -> None:
+    """As cfsctl follows it, which goes by the link."""
+    inner = add_stream(repo, "inner", objects=[b"inner" * 100])
+    add_stream(repo, "outer", named={"composefs.image": inner})
+    link_of(repo, "streams/refs/other/outer", "outer")
+    settle()
+    collect(repo)
+    assert model(repo, cfsctl).objects <= set(object_paths(repo))
+    cfsctl(repo, "--no-upgrade", "fsck")
+
+
+# -- what comes back ---------------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_is_made_again_meanwhile_is_followed(
+    repo: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ref and its link are what they were: only the object tells."""
+    tree = pools("sha512").parent / "tree-0"
+    content(repo, object_of(repo, "images/refs/tree/named")).unlink()
+    keep_only(repo, "images/refs/tree/named")
+    settle()
+    at_slice(monkeypatch, 1, lambda: cfsctl(repo, "create-image", tree, "tree/named"))
+
+    assert collect(repo, keep_broken=True).problems == ()
+    assert model(repo, cfsctl).objects <= set(object_paths(repo))
+
+
+@pytest.mark.parametrize("grace", [False, True])
+def test_an_image_that_is_pulled_again_meanwhile_is_followed(
+    repo: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, grace: bool
+) -> None:
+    layout = pools("sha512").parent / "layout"
+    manifest = repo / "streams" / f"oci-manifest-{manifest_of(repo, 'one')}"
+    found = [object_of(repo, f"streams/{name}") for name in names(repo, "streams") if name.startswith("oci-config-")]
+    needed = model(repo, cfsctl, ["streams/refs/oci/one"]).objects
+    config = next(one for one in found if one in needed)
+    link = next(name for name in names(repo, "streams") if object_of(repo, f"streams/{name}") == config)
+    if grace:
+        keep_only(repo, "streams/refs/oci/two")
+    content(repo, config).unlink()
+    settle()
+
+    def pull() -> None:
+        manifest.unlink()
+        (repo / "streams" / link).unlink()
+        cfsctl(repo, "oci", "pull", f"oci:{layout}:one", "one")
+
+    at_slice(monkeypatch, 1, pull)
+    collect(repo, **({"grace": 3600.0} if grace else {"keep_broken": True}))
+    monkeypatch.undo()
+
+    assert model(repo, cfsctl).objects <= set(object_paths(repo))
+    cfsctl(repo, "--no-upgrade", "oci", "fsck")
+
+
+def test_something_broken_that_gets_a_ref_meanwhile_stops_the_rest(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tag in ("one", "two", "three"):
+        (repo / "streams/refs/oci" / tag).unlink()
+    settle()
+
+    def peer() -> None:
+        inner = add_stream(repo, "inner", objects=[b"i" * 300])
+        add_stream(repo, "outer", named={"inner": inner})
+        content(repo, inner).unlink()
+        (repo / "streams/inner").unlink()
+        link_of(repo, "streams/refs/other/outer", "outer")
+
+    at_slice(monkeypatch, 1, peer)
+    with pytest.raises(BrokenRoots, match="missing"):
+        collect(repo)
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+
+def test_refs_of_a_problem_are_named_up_to_a_number(repo: Path) -> None:
+    stream = f"oci-manifest-sha256:{'5' * 64}"
+    add_stream(repo, stream, named={f"sha256:{number:064x}": f"{number + 1:0128x}" for number in range(300)})
+    for number in range(300):
+        link_of(repo, f"streams/refs/oci/tag-{number:05}", stream)
+    with pytest.raises(BrokenRoots) as caught:
+        plan(repo)
+    assert len(caught.value.problems) == 300
+    assert {len(needed) for _, needed in caught.value.problems} == {MOST_REFS}
