@@ -7,23 +7,25 @@ below ``streams/refs/cfs-tags/bound/<id>/``.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
-from cfs_tags.errors import CfsTagsError, TargetNotFound
+from cfs_tags.errors import BadRefLink, CfsTagsError, TargetNotFound
 from cfs_tags.formats import erofs, layout, quadlet
 from cfs_tags.reachability import mapped
 from cfs_tags.repo import contents, refs
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
-from cfs_tags.values import ContentId, DeploymentId, Digest
+from cfs_tags.values import ContentId, DeploymentId, Digest, TagName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from mmap import mmap
 
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
-__all__ = ["BindPlan", "BoundRow", "bind", "bound_names", "plan_bind", "removal"]
+__all__ = ["BindPlan", "BoundRow", "bind", "bound_images", "bound_names", "deployments_of", "plan_bind", "removal"]
 
 _DIGEST = re.compile(r".*@(sha256:[0-9a-f]{64})", re.ASCII)
 
@@ -55,20 +57,21 @@ def plan_bind(repo: ReadRepo, name: DeploymentId) -> BindPlan:
     """
     changes = []
     rows = []
-    for file, data in _quadlets(repo, name):
+    for file, read in _quadlets(repo, name):
         try:
-            image = quadlet.bound_image(file, data)
+            image = TagName.parse(quadlet.bound_image(file, read()))
         except CfsTagsError as error:
             rows.append(BoundRow(file, None, "unreadable", error.message))
             continue
-        digest = _held(repo, image)
-        missing = contents.missing_parts(repo, digest) if digest is not None else ("the repository does not hold it",)
-        if digest is None or missing:
-            rows.append(BoundRow(image, None, "missing", missing[0]))
-            continue
         path = f"{layout.BOUND}/{name}/{layout.encode_name(image)}"
-        link = layout.ref_link(path, ContentId.manifest(digest))
         found = repo.read_link(path)
+        digest, missing = _whole(repo, _held(repo, image))
+        if digest is None:
+            digest, _ = _whole(repo, _named(path, found))  # its tag went, and what the ref keeps is here
+        if digest is None:
+            rows.append(BoundRow(image, None, "missing", missing))
+            continue
+        link = layout.ref_link(path, ContentId.manifest(digest))
         if found != link:
             changes.append(RefChange(path, found, link, "bind"))
         done = "unchanged" if found == link else "bound" if found is None else "moved"
@@ -83,6 +86,19 @@ def bind(repo: WriteRepo, name: DeploymentId, *, note: Note = NO_NOTE, timeout: 
     return made
 
 
+def bound_images(repo: ReadRepo, name: DeploymentId | str) -> Iterator[tuple[str, Digest | None]]:
+    """Name and manifest of each app image that has a bound ref with this deployment; None where the ref leads elsewhere."""
+    for path, link in refs.walk(repo, f"{layout.BOUND}/{name}"):
+        yield layout.decode_name(path.rpartition("/")[2]), _named(path, link)
+
+
+def deployments_of(repo: ReadRepo, digest: Digest) -> Iterator[tuple[str, str, str]]:
+    """Deployment, path and link of each bound ref to a manifest."""
+    for path, link in refs.walk(repo, layout.BOUND):
+        if link is not None and _named(path, link) == digest:
+            yield path[len(layout.BOUND) + 1 :].partition("/")[0], path, link
+
+
 def bound_names(repo: ReadRepo, name: DeploymentId) -> tuple[str, ...]:
     """The app images that have a bound ref with this deployment, by name."""
     return tuple(sorted(layout.decode_name(one) for one in repo.names(f"{layout.BOUND}/{name}") or ()))
@@ -95,8 +111,26 @@ def removal(repo: ReadRepo, name: DeploymentId) -> Iterator[RefChange]:
             yield RefChange(path, link, None, "retire")
 
 
-def _quadlets(repo: ReadRepo, name: DeploymentId) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each file in the directory of bound images; large ones are objects."""
+def _whole(repo: ReadRepo, digest: Digest | None) -> tuple[Digest | None, str]:
+    """A manifest that is there and complete; else None, and why not."""
+    if digest is None:
+        return None, "the repository does not hold it"
+    try:
+        missing = contents.missing_parts(repo, digest)
+    except CfsTagsError as error:
+        return None, error.message
+    return (None, missing[0]) if missing else (digest, "")
+
+
+def _named(path: str, link: str | None) -> Digest | None:
+    try:
+        return layout.ref_target(path, link).manifest_digest if link is not None else None
+    except BadRefLink:
+        return None
+
+
+def _quadlets(repo: ReadRepo, name: DeploymentId) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Each file in the directory of bound images: its name, and what reads it while the next is not asked for."""
     object_id = repo.image_object(name)
     if object_id is None:
         raise TargetNotFound(kind="EROFS image", name=name)
@@ -104,13 +138,16 @@ def _quadlets(repo: ReadRepo, name: DeploymentId) -> Iterator[tuple[str, bytes]]
         for file in erofs.listdir(data, quadlet.BOUND_DIRECTORY) or ():
             if not file.endswith((".image", ".container")):
                 continue
-            node = erofs.read_path(data, f"{quadlet.BOUND_DIRECTORY}/{file}")
-            if node is None:
-                yield file, b""  # the link leads nowhere: said to be unreadable
-            elif node.object is not None:
-                yield file, repo.read_object(node.object, quadlet.MAX_QUADLET, f"{file} of deployment {name[:12]}…")
-            else:
-                yield file, bytes(node.content or b"")
+            yield file, partial(_quadlet, repo, data, file, f"{file} of deployment {name[:12]}…")
+
+
+def _quadlet(repo: ReadRepo, image: mmap | bytes, file: str, needed_by: str) -> bytes:
+    node = erofs.read_path(image, f"{quadlet.BOUND_DIRECTORY}/{file}")
+    if node is None:
+        return b""  # the link leads nowhere: said to be unreadable
+    if node.object is not None:
+        return repo.read_object(node.object, quadlet.MAX_QUADLET, needed_by)
+    return bytes(node.content or b"")
 
 
 def _held(repo: ReadRepo, image: str) -> Digest | None:

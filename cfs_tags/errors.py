@@ -439,6 +439,23 @@ class PlatformNotFound(RefusedError):
         return "choose with --platform OS/ARCH[/VARIANT], or take --all-platforms"
 
 
+class TargetIsIndex(RefusedError):
+    """An index that is kept, where an image is needed.  ``platforms`` are those of its images."""
+
+    code = "target-is-index"
+    target: str
+    platforms: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        shown = ", ".join(self.platforms[:20]) + (", …" if len(self.platforms) > 20 else "")
+        return f"{_short(self.target)} is an index, and a tag names one image; it has: {shown or 'none'}"
+
+    @property
+    def hint(self) -> str:
+        return "name one of its images; import --all-platforms makes a tag for each"
+
+
 class ExpectationFailed(RefusedError):
     """A ref does not have the value that was expected, or lost it while we worked.  Values are targets or ``absent``."""
 

@@ -24,6 +24,7 @@ from operator import attrgetter
 from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
 
+from cfs_tags import tags
 from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
 from cfs_tags.errors import (
     BrokenRoots,
@@ -182,7 +183,7 @@ def plan_refs(repo: ReadRepo, view: SysrootView | None, *, image_only: bool = Fa
     Raises:
         UnresolvedDeployment: as :func:`plan_deployments`.
     """
-    expired = tuple(plan_expiry(repo))
+    expired = _with_indexes(repo, tuple(plan_expiry(repo)))
     if view is None:
         return RefsPlan(expired, (), None)
     adoption = plan_deployments(repo, view, image_only=image_only)
@@ -198,6 +199,12 @@ def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]
             match = _EXPIRY.fullmatch(path)
             if match is not None and link is not None and match[1] <= moment:
                 yield RefChange(path, link, None, "expire")
+
+
+def _with_indexes(repo: ReadRepo, expired: tuple[RefChange, ...]) -> tuple[RefChange, ...]:
+    """Expiry, and removal of indexes that were kept for tags that are gone, or will be."""
+    alone = tags.orphaned_indexes(repo, {change.path for change in expired})
+    return (*expired, *(RefChange(path, link, None, "expire") for path, link in alone))
 
 
 def _moment(now: float | None = None) -> str:
@@ -563,7 +570,7 @@ def _expire(repo: WriteRepo, note: Note, timeout: float) -> tuple[RefChange, ...
 
     def planned() -> _Changes:
         _clear_directories(repo)
-        return _Changes(tuple(plan_expiry(repo)))
+        return _Changes(_with_indexes(repo, tuple(plan_expiry(repo))))
 
     made, _ = refs.transact(repo, planned, note, timeout)
     if made.changes:

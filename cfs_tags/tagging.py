@@ -6,10 +6,12 @@ its plan out.  What is made and moved names a manifest that is there and complet
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
+    BadRefLink,
     ExpectationFailed,
     IncompleteTarget,
     InvalidArgument,
@@ -19,7 +21,7 @@ from cfs_tags.errors import (
     TagNotFound,
 )
 from cfs_tags.formats import layout
-from cfs_tags.repo import contents, refs
+from cfs_tags.repo import contents, reflog, refs
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import ABSENT, NO_NOTE, Note, RefChange
 from cfs_tags.tags import (
@@ -28,6 +30,7 @@ from cfs_tags.tags import (
     Taken,
     digest_of,
     find,
+    kept_index,
     logged_digest,
     owner_of,
     previous_digest,
@@ -35,7 +38,7 @@ from cfs_tags.tags import (
     split_numbered,
     trash,
 )
-from cfs_tags.values import ContentId, Digest, TagName
+from cfs_tags.values import MAX_NAME_BYTES, ContentId, Digest, TagName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,6 +148,8 @@ def plan_rename(repo: ReadRepo, old: str, new: str, *, owners: Sequence[str] = (
         changes.append(RefChange(target.path, target.link, None, "rename"))
     if tag.path == path:
         changes = []
+    elif old != new:
+        changes += _renamed_index(repo, old, new, digest)
     done = "renamed" if changes else "unchanged"
     return TagPlan(tuple(changes), (TagResult(new, done, old, digest, tag.home),))
 
@@ -179,8 +184,46 @@ def plan_restore(repo: ReadRepo, text: str, *, owners: Sequence[str] = ()) -> Ta
     changes = [change._replace(action="restore") for change in made.changes]
     if kept is not None:
         changes.append(RefChange(kept.path, kept.link, None, "restore"))
+    if made.changes:
+        changes += _restored_index(repo, name, digest)
     results = [result._replace(done="restored") if made.changes else result for result in made.results]
     return TagPlan(tuple(changes), tuple(results))
+
+
+def read_index(repo: ReadRepo, path: str) -> str | None:
+    """What the ref of a kept index says; None where there is none, and for names that no file can have."""
+    return repo.read_link(path) if len(os.fsencode(path.rpartition("/")[2])) <= MAX_NAME_BYTES else None
+
+
+def lists(repo: ReadRepo, path: str, link: str, digest: Digest) -> bool:
+    """Whether the index behind a ref lists a manifest."""
+    try:
+        index = kept_index(repo, layout.ref_target(path, link))
+    except BadRefLink:
+        return False
+    return index is not None and any(entry.digest == digest for entry in index.manifests)
+
+
+def _renamed_index(repo: ReadRepo, old: str, new: str, digest: Digest) -> Iterator[RefChange]:
+    """The index that is kept with a tag takes its new name, too."""
+    before, after = (f"{layout.INDEXES}/{layout.encode_name(name)}" for name in (old, new))
+    link, replaced = read_index(repo, before), read_index(repo, after)
+    if link is not None:
+        if link != replaced:
+            yield RefChange(after, replaced, link, "rename")
+        yield RefChange(before, link, None, "rename")
+    elif replaced is not None and not lists(repo, after, replaced, digest):
+        yield RefChange(after, replaced, None, "rename")
+
+
+def _restored_index(repo: ReadRepo, name: str, digest: Digest) -> Iterator[RefChange]:
+    """The index that was kept with a tag, where that is still there and lists what the tag names again."""
+    path = f"{layout.INDEXES}/{layout.encode_name(name)}"
+    last = reflog.last_value(repo, path)
+    if last is None or last.new is not None or last.old is None or read_index(repo, path) is not None:
+        return
+    if lists(repo, path, last.old, digest):
+        yield RefChange(path, None, last.old, "restore")
 
 
 _MANY = 50
@@ -236,6 +279,14 @@ class _Planner:
                 raise IncompleteTarget(target=digest, missing=missing)
             self._checked[digest] = self._bootc and lacks_erofs(self._repo, digest)
 
+    def index(self, name: str, digest: Digest | None, action: str) -> None:
+        """Have the index that is kept with a tag go where it has nothing to do with what the tag will name: nothing
+        (``digest`` is None), or an image that it does not list."""
+        path = f"{layout.INDEXES}/{layout.encode_name(name)}"
+        link = read_index(self._repo, path)
+        if link is not None and (digest is None or not lists(self._repo, path, link, digest)):
+            self._changes.append(RefChange(path, link, None, action))
+
     def existing(self, name: str) -> Tag:
         tag = find(self._repo, name)
         if tag is None:
@@ -276,6 +327,8 @@ class _Planner:
             path = self._expiring(layout.TRASH, instruction.expires, instruction.name)
             self._changes.append(RefChange(path, None, layout.ref_link(path, ContentId.manifest(tag.digest)), "delete"))
         self._changes.append(RefChange(tag.path, tag.link, None, "delete"))
+        if instruction.expires is None:
+            self.index(instruction.name, None, "delete")
         self._results.append(TagResult(instruction.name, "deleted", _value(tag), None, tag.home))
 
     def _set(self, instruction: Instruction, tag: Tag | None) -> None:
@@ -302,6 +355,8 @@ class _Planner:
             self._changes.append(RefChange(path, None, link, action))
             if tag is not None:
                 self._changes.append(RefChange(tag.path, tag.link, None, action))
+        if tag is None or tag.digest != digest:
+            self.index(name, digest, action)
         self._results.append(TagResult(name, "created" if tag is None else "moved", _value(tag), digest, home))
 
     def _target(self, instruction: Instruction) -> Digest:

@@ -23,19 +23,23 @@ from cfs_tags.errors import (
     AmbiguousName,
     BadRefLink,
     CfsTagsError,
+    DamagedError,
     InvalidArgument,
     NotALink,
     ReflogEntryNotFound,
     TagNotFound,
+    TargetIsIndex,
     TargetNotFound,
+    UnsupportedError,
 )
 from cfs_tags.formats import layout
 from cfs_tags.repo import contents, reflog, refs
 from cfs_tags.values import MAX_NAME_BYTES, ContentId, Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from cfs_tags.formats.oci import Index
     from cfs_tags.repo.contents import StoredImage
     from cfs_tags.repo.store import ReadRepo
 
@@ -51,9 +55,11 @@ __all__ = [
     "digest_of",
     "facts",
     "find",
+    "kept_index",
     "list_tags",
     "log",
     "logged_digest",
+    "orphaned_indexes",
     "owner_of",
     "owner_of_ref",
     "previous_digest",
@@ -473,6 +479,9 @@ def _by_prefix(repo: ReadRepo, text: str) -> Digest:
     if len(digits) == 64 and _HEX.fullmatch(digits):
         digest = Digest.trusted(text)
         if repo.stream_object(ContentId.manifest(digest)) is None:
+            index = kept_index(repo, ContentId.blob(digest))
+            if index is not None:
+                raise TargetIsIndex(target=text, platforms=_platforms(index))
             raise TargetNotFound(kind="manifest", name=text)
         return digest
     if not _SHORTEST_PREFIX <= len(digits) < 64 or not _HEX.fullmatch(digits):
@@ -483,6 +492,44 @@ def _by_prefix(repo: ReadRepo, text: str) -> Digest:
     names = [name for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
     found = [found_digest for name in names if (found_digest := ContentId(name).manifest_digest) is not None]
     return Digest.trusted(_only(found, text, "manifest"))
+
+
+def kept_index(repo: ReadRepo, content_id: ContentId) -> Index | None:
+    """The index whose bytes are kept under a name in ``streams/``; None where there is none, or it cannot be read."""
+    from cfs_tags.formats import oci
+
+    try:
+        found = repo.stream_object(content_id)
+        if found is None:
+            return None
+        return oci.parse_index(repo.sole_content(repo.stream(found, content_id), content_id))
+    except (DamagedError, UnsupportedError):
+        return None
+
+
+def orphaned_indexes(repo: ReadRepo, gone: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Path and link of kept indexes that are left alone: there is neither a tag of their name nor one in the trash.
+
+    Args:
+        repo: where.
+        gone: paths of leases and trash that do not count.
+    """
+    kept = None
+    for path, link in refs.walk(repo, layout.INDEXES):
+        name = layout.decode_name(path[len(layout.INDEXES) + 1 :])
+        tag = find(repo, name)
+        if link is None or (tag is not None and tag.path not in gone):
+            continue
+        if kept is None:
+            kept = {one.name for one in trash(repo) if one.path not in gone}
+        if f"@trash/{name}" not in kept:
+            yield path, link
+
+
+def _platforms(index: Index) -> tuple[str, ...]:
+    found = [entry.platform for entry in index.manifests if entry.platform is not None]
+    shown = ["/".join(part for part in (one.os, one.architecture, one.variant) if part) for one in found]
+    return tuple(one for one in dict.fromkeys(shown) if "unknown" not in one)
 
 
 def _deployment(repo: ReadRepo, prefix: str) -> Digest:

@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cfs_tags import tagging, tags
-from cfs_tags.apps import blobs, docker, platforms, tarsplit, tarstream
+from cfs_tags.apps import blobs, docker, mounting, platforms, tarsplit, tarstream
 from cfs_tags.errors import (
     DamagedError,
     DigestMismatch,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_LIMIT",
-    "INDEXES",
     "Import",
     "Imported",
     "Options",
@@ -60,9 +59,6 @@ __all__ = [
 
 DEFAULT_LIMIT = 64 << 30
 """Bytes of the longest layer, uncompressed, that is taken where nothing else is said."""
-
-INDEXES = f"{layout.OUR_REFS}/indexes"
-"""Refs of indexes that are kept, named like the tag that they belong to."""
 
 _SECOND_PROCESS = 4 << 20
 """Bytes of layers to read from which on a second process pays for itself."""
@@ -186,8 +182,10 @@ class Import(NamedTuple):
             changes += _named(repo, path, ContentId.manifest(artifact), "create")
         if self.kept_index is not None:
             _, digest, name = self.kept_index
-            path = f"{INDEXES}/{layout.encode_name(name)}"
+            path = f"{layout.INDEXES}/{layout.encode_name(name)}"
+            changes = [change for change in changes if change.path != path]  # of one that was kept before
             changes += _named(repo, path, ContentId.blob(digest), "create")
+        changes += mounting.left_overs(repo)
         return made._replace(changes=tuple(changes))
 
 

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import TYPE_CHECKING
 
 from cfs_tags.apps import platforms
 from cfs_tags.apps.workplace import WorkDirectory, run
 from cfs_tags.errors import SystemFailure
-from cfs_tags.formats import oci
+from cfs_tags.formats import layout, oci
 from cfs_tags.repo import contents, fsops
+from cfs_tags.repo.refs import RefChange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cfs_tags.apps.importing import Import, PlannedImage
     from cfs_tags.apps.workplace import Machine
-    from cfs_tags.repo.store import WriteRepo
+    from cfs_tags.repo.store import ReadRepo, WriteRepo
 
-__all__ = ["make_mountable"]
+__all__ = ["left_overs", "make_mountable"]
 
 _TEMPORARY = "cfs-tags-mountable-"
+_LEFT_OVER = re.compile(_TEMPORARY + r"(?:([0-9]{1,9})-)?[0-9a-f]{16}", re.ASCII)
 
 
 def make_mountable(repo: WriteRepo, wanted: Import, machine: Machine) -> None:
     """Have cfsctl make the EROFS images of container images whose content is in the repository.
 
     It is given a layout of manifest and config alone: it reads no layer that the repository has (composefs-rs 0.9.4,
-    ``oci_layout.rs``).  The tag that it makes along with the EROFS image is removed again.
+    ``oci_layout.rs``).  The tag that it makes along with the EROFS image is removed again, also where it is stopped.
 
     Raises:
         ProgramMissing: there is no cfsctl.
@@ -40,10 +45,30 @@ def make_mountable(repo: WriteRepo, wanted: Import, machine: Machine) -> None:
                     _write_layout(repo, image, place.fd)
                 except OSError as error:
                     raise SystemFailure.of(error, "write", place.path) from error
-                tag = _TEMPORARY + image.digest.hex[:16]
-                where = os.fspath(repo.path)
-                run(cfsctl, "--repo", where, "oci", "pull", f"oci:{place.path}", tag)
-                run(cfsctl, "--repo", where, "oci", "untag", tag)
+                tag = f"{_TEMPORARY}{os.getpid()}-{image.digest.hex[:16]}"
+                try:
+                    run(cfsctl, "--repo", os.fspath(repo.path), "oci", "pull", f"oci:{place.path}", tag)
+                finally:
+                    _untag(repo, tag)
+
+
+def _untag(repo: WriteRepo, tag: str) -> None:
+    try:
+        fsops.remove(repo.fd, f"{layout.SHARED_TAGS}/{tag}")
+        fsops.sync(repo.fd, layout.SHARED_TAGS)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SystemFailure.of(error, "delete", os.path.join(repo.path, layout.SHARED_TAGS, tag)) from error
+
+
+def left_overs(repo: ReadRepo) -> Iterator[RefChange]:
+    """Removal of such tags of processes that were killed."""
+    for name in repo.names(layout.SHARED_TAGS) or ():
+        match = _LEFT_OVER.fullmatch(name)
+        if match is not None and (match[1] is None or not os.path.exists(f"/proc/{match[1]}")):
+            path = f"{layout.SHARED_TAGS}/{name}"
+            yield RefChange(path, repo.read_link(path), None, "delete")
 
 
 def _write_layout(repo: WriteRepo, image: PlannedImage, fd: int) -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Machine", "WorkDirectory", "run"]
 
 
+_PATIENCE = 5.0
+"""Seconds that a program has to end once it was asked to."""
+
+
 class Machine(NamedTuple):
     """Paths of programs, None where they are not installed, and the directory for temporary files."""
 
@@ -45,7 +49,7 @@ class Machine(NamedTuple):
 
 
 def run(program: str, *words: str) -> bytes:
-    """Run another program; returns what it wrote to standard output.
+    """Run another program; returns what it wrote to standard output.  Where we are interrupted, it is ended first.
 
     Raises:
         ProgramFailed: it ended with another status than 0.
@@ -54,13 +58,22 @@ def run(program: str, *words: str) -> bytes:
     import subprocess
 
     try:
-        done = subprocess.run([program, *words], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        child = subprocess.Popen([program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise SystemFailure.of(error, "run", program) from error
-    if done.returncode != 0:
-        said = "; ".join(done.stderr.decode("utf-8", "backslashreplace").strip().splitlines()[-3:])
-        raise ProgramFailed(program=os.path.basename(program), exit_status=done.returncode, said=said)
-    return done.stdout
+    with child:
+        try:
+            output, errors = child.communicate()
+        except BaseException:
+            child.terminate()  # it has temporary files of its own
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_PATIENCE)
+            child.kill()
+            raise
+    if child.returncode != 0:
+        said = "; ".join(errors.decode("utf-8", "backslashreplace").strip().splitlines()[-3:])
+        raise ProgramFailed(program=os.path.basename(program), exit_status=child.returncode, said=said)
+    return output
 
 
 class WorkDirectory:

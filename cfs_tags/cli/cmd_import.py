@@ -74,6 +74,7 @@ def command(
     from cfs_tags.cli.machine import machine
     from cfs_tags.cli.progress import Progress
     from cfs_tags.cli.session import note
+    from cfs_tags.cli.stopping import stoppable
 
     options = importing.Options(
         platform=platforms.parse(platform) if platform is not None else None,
@@ -86,7 +87,7 @@ def command(
         limit=int(max_layer_size * _GIB),
     )
     here = machine()
-    with ctx.obj.open(write=True) as repo:
+    with stoppable(), ctx.obj.open(write=True) as repo:
         if mountable:
             here.need_cfsctl("to make an EROFS image")
         opened = sources.open_source(source, here, options.limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,9 +170,9 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
         return
     data = text.encode(errors="backslashreplace")
-    stream = io.FileIO(fd, "w", closefd=False)
-    while data:
-        data = data[stream.write(data) :]
+    with os.fdopen(fd, "wb", 0, closefd=False) as raw:
+        while data:
+            data = data[raw.write(data) :]
 
 
 # -- listing -----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def _describe(repo: ReadRepo, name: str, digest: Digest) -> dict[str, Any]:
         for layer in image.layers
     ]
     raw = contents.raw_manifest(repo, digest)
+    named_by = _named_by(repo, digest)
     sizes = {
         "manifest": len(raw),
         "config": manifest.config.size,
@@ -108,7 +109,8 @@ def _describe(repo: ReadRepo, name: str, digest: Digest) -> dict[str, Any]:
         "composefs_boot_erofs": image.erofs.get(f"composefs.image.boot{suffix}"),
         "referrers": tags.referrers(repo, digest),
         "sizes": {**sizes, "total": sum(sizes.values())},
-        "named_by": _named_by(repo, digest),
+        "named_by": named_by,
+        "bound": _bound(repo, named_by),
         "manifest": _text(raw),
         "config": _text(contents.raw_config(repo, digest)),
     }
@@ -128,11 +130,27 @@ def _erofs(key: str, target: ObjectId) -> dict[str, Any]:
 
 
 def _named_by(repo: ReadRepo, digest: Digest) -> list[dict[str, Any]]:
-    from cfs_tags import tags
+    from cfs_tags import binding, tags
     from cfs_tags.cli.rows import row
 
     found = [*tags.list_tags(repo, owners=tags.OWNERS), *tags.trash(repo)]
-    return [row(tag) for tag in found if tag.digest == digest]
+    rows = [row(tag) for tag in found if tag.digest == digest]
+    for deployment, path, link in binding.deployments_of(repo, digest):
+        rows.append(row(tags.Tag(f"@deployment/{deployment}", digest, "bound", "deployment", path, link)))
+    return rows
+
+
+def _bound(repo: ReadRepo, named_by: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The app images that are bound to the deployments that this is the manifest of."""
+    from cfs_tags import binding
+
+    found = []
+    for one in named_by:
+        if one["home"] == "deployment":
+            deployment = one["ref"].rpartition("/")[2]
+            for name, digest in binding.bound_images(repo, deployment):
+                found.append({"deployment": deployment, **output.named(name), "manifest": digest})
+    return found
 
 
 def _text(data: bytes) -> str | None:
@@ -180,6 +198,12 @@ def _print(shown: dict[str, Any]) -> None:
             for tag in shown["named_by"]
         ],
     )
+    if shown["bound"]:
+        several = len({one["deployment"] for one in shown["bound"]}) > 1
+        output.lines(["Bound app images:"])
+        for one in shown["bound"]:
+            where = f", deployment {one['deployment'][:12]}…" if several else ""
+            output.lines([f"  {printable(one['name'])}  {printable(one['manifest'] or 'leads to no manifest')}{where}"])
 
 
 def _erofs_lines(shown: dict[str, Any]) -> None:

@@ -93,6 +93,7 @@ CODES = {
     "left-over-link": Code("note", "cfs-tag delete removes it, once no cfsctl is at work"),
     "expired-lease": Code("note", "cfs-tag gc removes it"),
     "expired-trash": Code("note", "cfs-tag gc removes it"),
+    "orphaned-index": Code("note", "cfs-tag gc removes it"),
     "bad-expiry": Code("warning", "delete it: it never expires"),
     "absent-subject": Code("note", "none needed: signatures are often on an index, which no repository keeps"),
     "bad-referrer": Code("warning", _DELETE_REF),

@@ -73,6 +73,7 @@ def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None
         checker.ref(entry.path, entry.target)
     checker.deployments()
     checker.homes()
+    checker.indexes()
 
 
 class _Checker:
@@ -187,6 +188,13 @@ class _Checker:
                     if home == "private" and name in known:
                         self._add("name-in-two-homes", path, f"{known[name]} is a tag of the same name")
                     known.setdefault(name, path)
+
+    def indexes(self) -> None:
+        """A kept index has a tag, or one in the trash."""
+        names = {tag_of_ref(path) for path in self._targets}
+        for path in self._targets:
+            if path.startswith(f"{layout.INDEXES}/") and layout.decode_name(path[len(layout.INDEXES) + 1 :]) not in names:
+                self._add("orphaned-index", path, "the tag that this index was kept with is gone")
 
     # -- deployments ---------------------------------------------------------------------------------------------------
 

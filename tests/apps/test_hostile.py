@@ -631,3 +631,13 @@ def test_digests_by_other_algorithms_are_checked_or_unsupported(repo: Path) -> N
     assert blobs.hasher(Digest("sha512:" + "0" * 128)).name == "sha512"
     with pytest.raises(UnsupportedError):
         blobs.hasher(Digest("blake3:" + "0" * 64))
+
+
+def test_a_number_of_thousands_of_digits_is_the_name_of_no_image(refused: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "docker.tar"
+    with tarfile.open(path, "w") as archive:
+        data = b'[{"Config": "c", "Layers": []}]'
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    refused(f"docker-archive:{path}:@{'9' * 5000}", SourceNotFound)

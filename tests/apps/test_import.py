@@ -9,6 +9,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cfs_tags.apps.importing import Options
 from cfs_tags.errors import (
     AmbiguousName,
     DigestMismatch,
+    FormatError,
     InvalidArgument,
     PlatformNotFound,
     SourceNotFound,
@@ -478,6 +480,81 @@ def test_all_platforms_and_the_index_are_kept_in_one_transaction(cfsctl: Cfsctl,
     assert tree(repo, ("cfs-tags",)) == before
 
 
+def add_index(layout: Path, ref: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """An index of entries as they are; returns its descriptor."""
+    kind = "application/vnd.oci.image.index.v1+json"
+    digest = name_manifest(layout, ref, {"schemaVersion": 2, "mediaType": kind, "manifests": entries})
+    size = (layout / "blobs/sha256" / digest.removeprefix("sha256:")).stat().st_size
+    return {"mediaType": kind, "digest": digest, "size": size}
+
+
+def test_an_entry_of_an_index_may_be_an_index_and_several_may_be_the_same(repo: Path, tmp_path: Path) -> None:
+    _, images = two_platforms(tmp_path / "layout")
+    mine, other = images
+    descriptors = {
+        name: {**image.descriptor, "platform": {"os": "linux", "architecture": name}} for name, image in images.items()
+    }
+    inner = add_index(tmp_path / "layout", "inner", list(descriptors.values()))
+    entries = [{**inner, "platform": {"os": "linux", "architecture": name}} for name in images]
+    add_index(tmp_path / "layout", "outer", entries)
+    source = f"oci:{tmp_path / 'layout'}:outer"
+    assert import_image(repo, source, "one").plan.names == (("one", images[mine].manifest_digest),)
+    done = import_image(repo, source, "app", Options(all_platforms=True))
+    assert dict(done.plan.names) == {
+        "app": images[mine].manifest_digest,
+        f"app-linux-{mine}": images[mine].manifest_digest,
+        f"app-linux-{other}": images[other].manifest_digest,
+    }
+
+
+def test_however_often_an_index_names_an_image_it_is_read_once(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, images = two_platforms(tmp_path / "layout")
+    image = next(iter(images.values()))
+    add_index(tmp_path / "layout", "wide", [dict(image.descriptor)] * 500)
+    read: list[str] = []
+    plain = importing.read_document
+
+    def counted(source: Any, descriptor: Any) -> bytes:
+        read.append(descriptor.digest)
+        return plain(source, descriptor)
+
+    monkeypatch.setattr(importing, "read_document", counted)
+    import_image(repo, f"oci:{tmp_path / 'layout'}:wide", "app")
+    assert read.count(image.manifest_digest) < 5
+    add_index(tmp_path / "layout", "wider", [dict(image.descriptor)] * 1001)
+    with pytest.raises(FormatError, match="at most 1000 entries"):
+        import_image(repo, f"oci:{tmp_path / 'layout'}:wider", "app")
+
+
+def test_signatures_of_a_kept_index_come_with_it(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    digest, _ = two_platforms(tmp_path / "layout")
+    index = json.loads((tmp_path / "layout/index.json").read_text())
+    descriptor = next(entry for entry in index["manifests"] if entry["digest"] == digest)
+    about = SimpleNamespace(descriptor={key: descriptor[key] for key in ("mediaType", "digest", "size")})
+    signature = build_artifact(tmp_path / "layout", "sig", [("text/plain", b"signed")], subject=about)  # type: ignore[arg-type]
+    source = f"oci:{tmp_path / 'layout'}:multi"
+    assert import_image(repo, source, "app").plan.referrers == ()
+    done = import_image(repo, source, "app", Options(keep_index=True))
+    assert done.plan.referrers == ((digest, signature.manifest_digest),)
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_kept_index_is_no_target_of_a_tag(repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a tag names is an image: refused, with the platforms that it could be."""
+    from cfs_tags.cli.main import main
+
+    digest, images = two_platforms(tmp_path / "layout")
+    import_image(repo, f"oci:{tmp_path / 'layout'}:multi", "app", Options(all_platforms=True, keep_index=True))
+    before = tree(repo)
+    for target in (f"@{digest}", digest):
+        assert main(["--repo", str(repo), "create", "other", target]) == 4
+        said = capsys.readouterr().err
+        assert all(f"linux/{name}" in said for name in images)
+    assert tree(repo) == before
+
+
 def test_a_single_image_has_neither_platforms_nor_an_index(repo: Path, tmp_path: Path) -> None:
     image = app_image(tmp_path / "layout", "app")
     for options in (Options(all_platforms=True), Options(keep_index=True)):
@@ -569,6 +646,12 @@ def test_a_layer_that_somebody_kept_as_a_blob_is_cut_and_the_blob_stays_for_thos
     cfsctl(repo, "oci", "pull", f"oci:{layout}:odd", "odd", check=False)
     cfsctl(repo, "oci", "tag", odd, "odd")
     assert len(layer_links(repo)) == 2
+    cfsctl(repo, "oci", "pull", image.source, "app", check=False)
+    cfsctl(repo, "oci", "tag", image.manifest_digest, "app")
+    with Repository.open(repo) as opened:
+        wrong = [one for one in fsck(opened).findings if one.fails]
+    assert {one.code for one in wrong} == {"wrong-named-ref"}
+    assert all("which is a blob" in one.message for one in wrong)
     import_image(repo, image.source)
     check_image(cfsctl, repo, image)
     healthy(cfsctl, repo)

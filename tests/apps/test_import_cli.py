@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -147,6 +150,147 @@ def test_an_image_from_a_registry_and_only_what_is_missing(
         again = json.loads(run("import", source, "again", "--json"))["result"]
         assert again["objects_written"] == 0
         assert not [line for line in served.log[before:] if "/blobs/" in line]
+
+
+def test_of_an_image_with_new_config_alone_a_registry_is_asked_for_the_config_alone(
+    skopeo: Path, new_repo: NewRepo, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home/.config/containers"
+    home.mkdir(parents=True)
+    (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    layers = [base_layer().compressed("none")]
+    one = build_image(tmp_path / "layout", "one", layers)
+    two = build_image(tmp_path / "layout", "two", layers, labels={"v": "2"})
+    there = new_repo(tmp_path / "there")
+    import_image(there, one.source, "app:1")
+    import_image(there, two.source, "app:2")
+    import_image(repo, one.source, "mine:1")
+    with serving(there) as served:
+        (home / "registries.conf").write_text(f'[[registry]]\nlocation = "{served.address}"\ninsecure = true\n')
+        run("import", f"docker://{served.address}/app:2", "mine:2")
+        fetched = {line.rpartition("/blobs/")[2].split()[0] for line in served.log if "/blobs/" in line}
+    assert {digest.strip('"') for digest in fetched} == {two.config_digest}
+
+
+def test_an_image_of_podman_is_imported_from_its_storage(
+    skopeo: Path, podman: Path, run: Run, cfsctl: Cfsctl, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support.peers import clean_environment
+
+    image = app_image(tmp_path / "layout", "app")
+    skopeo_copy(skopeo, image.source, f"oci-archive:{tmp_path}/app.tar:localhost/app:1")
+    short = Path("/tmp") / f"cfs{os.getpid()}"
+    store = ["--root", f"{tmp_path}/store", "--runroot", str(short), "--storage-driver", "vfs"]
+    environment = clean_environment(tmp_path)
+    monkeypatch.setenv("HOME", environment["HOME"])
+    try:
+        load = [str(podman), *store, "load", "-q", "-i", f"{tmp_path}/app.tar"]
+        subprocess.run(load, check=True, env=environment, capture_output=True)
+        said = run("import", f"containers-storage:[vfs@{tmp_path}/store+{short}]localhost/app:1", "app")
+    finally:
+        subprocess.run(["rm", "-rf", short], check=True)
+    assert said.startswith("imported: app ->")
+    shown = json.loads(run("show", "app", "--json"))["result"]
+    assert shown["config_digest"] == image.config_digest
+    assert [layer["diff_id"] for layer in shown["layers"]] == image.diff_ids
+    cfsctl.assert_healthy(repo)
+
+
+def test_progress_is_shown_on_a_terminal(repo: Path, tmp_path: Path) -> None:
+    layers = [Layer([directory("usr"), file("usr/f", random_bytes("f", 3 << 20))], "none"), base_layer()]
+    image = build_image(tmp_path / "layout", "app", layers)
+    total = sum(len(layer.blob) for layer in image.layers)
+    told: list[tuple[int, int]] = []
+    import_image(repo, image.source, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "import", image.source, "app", "--force"]
+    for path in (repo / "streams").glob("oci-*"):
+        path.unlink()
+    done = subprocess.run(command, stderr=slave, stdout=subprocess.PIPE, check=False)
+    os.close(slave)
+    shown = os.read(master, 65536).decode()
+    os.close(master)
+    assert done.returncode == 0, shown
+    assert f" of {total / 1e6:.1f} MB" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def slow(directory: Path, program: str) -> Path:
+    """In the place of a program, one that takes its time; the file that its process number will be in."""
+    directory.mkdir()
+    pid = directory / "pid"
+    (directory / program).write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60\n")
+    (directory / program).chmod(0o755)
+    return pid
+
+
+def start(repo: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), *words]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_ends_skopeo_too_and_leaves_nothing(number: int, repo: Path, tmp_path: Path) -> None:
+    pid = slow(tmp_path / "bin", "skopeo")
+    (tmp_path / "tmp").mkdir()
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path / "tmp")}
+    before = tree(repo)
+    with start(repo, environment, "import", "containers-storage:app", "app") as process:
+        until(pid.exists)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert tree(repo) == before
+
+
+def test_a_request_to_end_while_layers_are_read_leaves_garbage_at_most(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", bytes(70) * 100_000)], "none")])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "tmp").mkdir()
+    with start(repo, {"TMPDIR": str(tmp_path / "tmp")}, "import", f"docker-archive:{pipe}", "app") as process:
+        archive = pipe.open("wb", buffering=0)
+        archive.write(bytes(image.layers[0].tar[:200_000]))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+        archive.close()
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((repo / "streams").glob("oci-*")) == []
+    cfsctl.assert_healthy(repo)
+
+
+def test_an_interrupted_mountable_import_leaves_no_tag_and_the_next_one_removes_what_a_killed_one_left(
+    cfsctl: Cfsctl, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    pid = slow(tmp_path / "bin", "cfsctl")
+    script = tmp_path / "bin/cfsctl"
+    script.write_text(script.read_text().replace("echo", f'{cfsctl.program} "$@"\necho'))
+    environment = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
+        pid.unlink(missing_ok=True)
+        with start(repo, environment, "import", image.source, "--mountable") as process:
+            until(pid.exists)
+            assert len(list(repo.glob("streams/refs/oci/cfs-tags-mountable-*"))) == 1
+            process.send_signal(number)
+            process.wait(20)
+        assert len(list(repo.glob("streams/refs/oci/cfs-tags-mountable-*"))) == left
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    run("import", image.source)
+    assert cfsctl.tags(repo) == {"app": image.manifest_digest}
+    cfsctl.assert_healthy(repo)
 
 
 def test_mountable_has_cfsctl_make_the_image_and_leaves_one_tag(

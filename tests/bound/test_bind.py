@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from cfs_tags.cli.main import main
 from cfs_tags.deployments import list_deployments
 from cfs_tags.errors import FormatError
 from cfs_tags.formats import quadlet
+from cfs_tags.repo import contents, reflog
 from cfs_tags.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId
 from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
@@ -157,6 +159,100 @@ def test_command_line_says_what_is_missing(host: tuple[Path, DeploymentId], caps
     assert main(["--sysroot", str(sysroot), "deployments"]) == 0
     assert f"{name[:12]}: keeps {WEB}" in capsys.readouterr().out
     assert main(["--sysroot", str(sysroot), "create", "x", "y", "--bind"]) == 2
+
+
+ODD = {
+    "an image with a name of 300 characters": b"[Image]\nImage=" + b"a" * 300 + b"@DIGEST\n",
+    "a quadlet of more than a mebibyte": b"[Image]\nImage=quay.io/none:1\n" + b"#" * (2 << 20),
+    "a directory": None,
+    "the parent directory": b"[Image]\nImage=..\n",
+    "a control character": b"[Image]\nImage=\x1b[31mred@DIGEST\n",
+    "a digest alone": b"[Image]\nImage=@DIGEST\n",
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_quadlet_is_one_marked_row_and_the_rest_is_bound(
+    what: str, cfsctl: Cfsctl, new_repo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sysroot = tmp_path / "host"
+    sysroot.mkdir()
+    repo = new_repo(sysroot / "composefs")
+    web = app_image(tmp_path / "layout", "web", [base_layer()])
+    data = ODD[what]
+    units = "usr/share/q"
+    odd = file(f"{units}/odd.image", data.replace(b"DIGEST", web.manifest_digest.encode())) if data else None
+    layer = Layer(
+        [
+            *(directory(name) for name in ("usr", "usr/lib", "usr/lib/bootc", quadlet.BOUND_DIRECTORY, "usr/share", units)),
+            odd if odd is not None else directory(f"{units}/odd.image"),
+            file(f"{units}/web.image", f"[Image]\nImage={WEB}\n"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/odd.image", f"/{units}/odd.image"),
+            symlink(f"{quadlet.BOUND_DIRECTORY}/web.image", f"/{units}/web.image"),
+        ]
+    )
+    host = build_image(
+        tmp_path / "layout", "host", [host_layer("1", boot_content=True), layer], labels={"containers.bootc": "1"}
+    )
+    pull_image(cfsctl, repo, host, "localhost/host", bootable=True)
+    pull_image(cfsctl, repo, web, WEB)
+    _, boot = cfsctl.images_of(repo, "localhost/host")
+    (sysroot / "state/deploy" / boot).mkdir(parents=True)
+    assert main(["--sysroot", str(sysroot), "create", "--deployment", boot, "localhost/host", "--bind"]) == 0
+    with Repository.open(repo) as opened:
+        assert binding.bound_names(opened, DeploymentId.parse(boot)) == (WEB,)
+        rows = binding.plan_bind(opened, DeploymentId.parse(boot)).rows
+    assert [(row.name, row.done) for row in rows] == [("odd.image", "unreadable"), (WEB, "unchanged")]
+    assert (repo / "streams/refs/cfs-tags/deployments" / boot).is_symlink()
+    assert "odd.image" in capsys.readouterr().out
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_bound_image_whose_tag_went_is_unchanged_and_an_incomplete_one_is_missing(
+    host: tuple[Path, DeploymentId], cfsctl: Cfsctl
+) -> None:
+    sysroot, name = host
+    where = sysroot / "composefs"
+    with Repository.open(where, write=True) as repo:
+        binding.bind(repo, name)
+        digest = tags.resolve(repo, WEB)
+        cfsctl(where, "oci", "untag", WEB)
+        again = binding.bind(repo, name)
+        assert not again.changes
+        assert {row.name: (row.done, row.digest) for row in again.rows}[WEB] == ("unchanged", digest)
+        config = next(where.glob(f"streams/oci-config-{contents.load(repo, digest).manifest.config.digest}"))
+        config.resolve().unlink()
+        row = next(row for row in binding.plan_bind(repo, name).rows if row.name == WEB)
+        assert row.done == "missing"
+
+
+def test_deployment_and_bound_refs_are_made_in_one_transaction(host: tuple[Path, DeploymentId]) -> None:
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        entries = [entry for entry in reflog.all_entries(repo).entries if f"/{name}" in entry.ref]
+    assert {entry.ref.split("/")[3] for entry in entries} == {"deployments", "configs", "bound"}
+    assert len(entries) == 5
+    assert len({entry.transaction for entry in entries}) == 1
+
+
+def test_show_lists_what_is_bound_and_to_what(host: tuple[Path, DeploymentId], capsys: pytest.CaptureFixture[str]) -> None:
+    sysroot, name = host
+    main(["--sysroot", str(sysroot), "create", "--deployment", name, "localhost/host", "--bind"])
+    capsys.readouterr()
+
+    def shown(*words: str) -> str:
+        assert main(["--sysroot", str(sysroot), "show", *words]) == 0
+        return capsys.readouterr().out
+
+    for target in (f"@deployment/{name}", "localhost/host"):
+        assert f"  {WEB}  sha256:" in shown(target).partition("Bound app images:")[2]
+        bound = json.loads(shown(target, "--json"))["result"]["bound"]
+        assert [(one["deployment"], one["name"]) for one in bound] == [(name, DATABASE), (name, WEB)]
+    assert f"  @deployment/{name} (deployment, bound)" in shown(WEB)
+    result = json.loads(shown(WEB, "--json"))["result"]
+    assert result["bound"] == []
+    assert {(one["name"], one["home"]) for one in result["named_by"]} == {(WEB, "shared"), (f"@deployment/{name}", "bound")}
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ ELSEWHERE = {
     "output-failed": "test_output.py",
     "transaction-abandoned": "test_a_transaction_that_was_taken_back_is_a_warning",
     "lock-conflict": "no command opens a repository twice",
+    "target-is-index": "test_a_kept_index_is_no_target_of_a_tag",
 }
 
 

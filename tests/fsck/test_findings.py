@@ -422,6 +422,7 @@ DAMAGES = [
     Damage("left-over-link", _ref_to("streams/refs/oci/.symlink-a1b2", APP), stops=False, seen=False),
     Damage("expired-lease", _ref_to("streams/refs/cfs-tags/leases/20200101T000000Z.0/x", APP), stops=False, seen=False),
     Damage("expired-trash", _ref_to("streams/refs/cfs-tags/trash/20200101T000000Z.0/x", APP), stops=False, seen=False),
+    Damage("orphaned-index", _ref_to("streams/refs/cfs-tags/indexes/gone", APP), stops=False, seen=False),
     Damage("bad-expiry", _ref_to("streams/refs/cfs-tags/leases/never/x", APP), stops=False, seen=False),
     Damage("bad-referrer", _ref_to(f"streams/refs/oci-referrers/{ABSENT}/x", APP), stops=False, seen=False),
     Damage("bad-deployment-ref", _ref_to("streams/refs/cfs-tags/deployments/x", APP), stops=False, seen=False),
