@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ from support.images import (
 )
 from support.importing import export_image, import_image
 from support.interrupt import count_calls, every_stop, torn_after
-from support.peers import clean_environment
+from support.peers import clean_environment, find_peer
 from support.trees import Node, tree
 
 NewRepo = Callable[..., Path]
@@ -238,6 +240,43 @@ def test_other_transports_go_through_skopeo(skopeo: Path, repo: Path, tmp_path: 
     assert manifest["config"]["digest"] == image.config_digest
     with tarfile.open(tmp_path / "docker.tar") as archive:
         assert "manifest.json" in archive.getnames()
+
+
+def test_an_image_is_pushed_to_a_registry(
+    skopeo: Path, new_repo: NewRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = find_peer("registry")  # before there is another home
+    if registry is None:
+        pytest.skip("the reference registry is not here")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        host, port = free.getsockname()
+    address = f"{host}:{port}"
+    store = f"storage: {{filesystem: {{rootdirectory: {tmp_path}/store}}}}"
+    (tmp_path / "config.yml").write_text(f"version: 0.1\nlog: {{level: error}}\n{store}\nhttp: {{addr: {address}}}\n")
+    settings = tmp_path / ".config/containers"
+    settings.mkdir(parents=True)
+    (settings / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    (settings / "registries.conf").write_text(f'[[registry]]\nlocation = "{address}"\ninsecure = true\n')
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours, again = new_repo(tmp_path / "ours"), new_repo(tmp_path / "again")
+    image = rich_image(tmp_path / "layout")
+    import_image(ours, image.source)
+    words = [registry, "serve", tmp_path / "config.yml"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        try:
+            until = time.monotonic() + 20
+            while True:
+                with suppress(OSError), socket.create_connection((host, port), 1):
+                    break
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            export_image(ours, "app", f"docker://{address}/apps/app:1", "gzip")
+            import_image(again, f"docker://{address}/apps/app:1")
+        finally:
+            running.terminate()
+    for layer in image.layers:
+        name = f"oci-layer-{layer.diff_id}"
+        assert (again / "streams" / name).readlink() == (ours / "streams" / name).readlink()
 
 
 def test_a_layout_is_added_to_and_a_name_in_it_moves(repo: Path, tmp_path: Path) -> None:
