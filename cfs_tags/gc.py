@@ -546,9 +546,8 @@ def _collect(
             retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
             changes.extend([*made.changes, *retired.changes])
     if full:
-        with repo.locked(
-            "exclusive", timeout
-        ):  # without the refs lock, whose file may not be there, nobody else may be at work
+        # without the refs lock, whose file may not be there, nobody else may be at work
+        with repo.locked("exclusive", timeout):
             changes.extend(_expire_unlogged(repo))
         options = options._replace(prune_referrers=False)  # a ref that cannot be removed is a root
     else:

@@ -51,8 +51,6 @@ _MAX_REFERRERS = 10_000
 """Most manifests that are reached from the tags of one repository by way of referrers."""
 _CACHE = 16 << 20
 """Bytes, about, of manifests that are remembered."""
-_INDEXES = f"{layout.OUR_REFS}/indexes"
-"""Where ``import`` keeps the index of a tag, under the name of that tag."""
 _MANIFEST_TYPES = (oci.MEDIA_TYPE_MANIFEST, oci.MEDIA_TYPE_DOCKER_MANIFEST)
 _INDEX_TYPES = (oci.MEDIA_TYPE_INDEX, oci.MEDIA_TYPE_DOCKER_INDEX)
 """What a document may call itself; anything else is its author's text, and would be a header of ours."""
@@ -284,7 +282,7 @@ class Catalog:
         view.taken = time_ns()
         for path in (layout.STREAMS, layout.REFERRERS):
             view.stamps[path] = self._stamp(path)
-        for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS, _INDEXES):
+        for top in (layout.SHARED_TAGS, layout.PRIVATE_TAGS, layout.LEASES, layout.DEPLOYMENTS, layout.INDEXES):
             for path in self._directories(top):
                 view.stamps[path] = self._stamp(path)
         ranks: dict[tuple[str, str | None], int] = {}
@@ -300,11 +298,11 @@ class Catalog:
                 self._add(view, ranks, tag, tag.digest, place)
         shown = {row.tag.digest for row in view.rows if row.place is not None and row.tag.digest is not None}
         self._facts = {digest: facts for digest, facts in self._facts.items() if digest in shown or facts.subject is not None}
-        kept = set(self._repo.names(_INDEXES) or ())
+        kept = set(self._repo.names(layout.INDEXES) or ())
         for row in view.rows if kept else ():
             name = layout.encode_name(row.tag.name)
             if row.place is not None and name in kept:
-                self._add_index(view, row, f"{_INDEXES}/{name}", shown)
+                self._add_index(view, row, f"{layout.INDEXES}/{name}", shown)
         return view
 
     def _add_index(self, view: _View, row: Row, path: str, shown: set[Digest]) -> None:

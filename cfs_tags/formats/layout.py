@@ -65,7 +65,6 @@ BOUND = f"{OUR_REFS}/bound"
 INDEXES = f"{OUR_REFS}/indexes"
 LEASES = f"{OUR_REFS}/leases"
 TRASH = f"{OUR_REFS}/trash"
-INDEXES = f"{OUR_REFS}/indexes"
 STATE = "cfs-tags"
 
 _ESCAPES = {"2F": "/", "25": "%"}
