@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags.apps import importing
+from cfs_tags.apps.importing import layers
 from cfs_tags.errors import SystemFailure
 from cfs_tags.formats import fsverity, layout, splitstream
 from cfs_tags.repo.store import Repository
@@ -138,7 +138,7 @@ def test_an_image_that_we_import_is_guarded_whole_and_the_kernel_mounts_it(
     processes: int,
 ) -> None:
     path, image = empty(), images[0]
-    monkeypatch.setattr(importing, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
+    monkeypatch.setattr(layers, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
 
     cfs_tag(path, "import", image.source, "first", "--mountable")
 
