@@ -97,7 +97,7 @@ def command(
                 plan = importing.plan(repo, opened, name, options)
                 _print(plan, None, as_json)
                 return
-            with Progress(not as_json) as progress:
+            with Progress("Importing", not as_json, of_bytes=True) as progress:
                 done = importing.execute(
                     repo,
                     opened,

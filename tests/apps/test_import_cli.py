@@ -214,7 +214,7 @@ def test_progress_is_shown_on_a_terminal(repo: Path, tmp_path: Path) -> None:
     shown = os.read(master, 65536).decode()
     os.close(master)
     assert done.returncode == 0, shown
-    assert f" of {total / 1e6:.1f} MB" in shown
+    assert f" of {total / 2**20:.1f} MiB" in shown
     assert shown.endswith("\r\x1b[K")
 
 
