@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,8 @@ from support import stock
 from support.interrupt import fail_after
 from support.kinds import KINDS, Subject, write_next
 from support.peers import Cfsctl
-from support.stock import disk_full_after, error_of, fill, leftovers, tags, without_exchange
+from support.stock import disk_full_after, error_of, leftovers, tags, without_exchange
 from support.trees import Node, tree
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Path]:
-    with stock.in_memory() as home:
-        yield home
-
-
-@pytest.fixture
-def stocked(filled_repo, ram: Path) -> Path:  # type: ignore[no-untyped-def]
-    path = ram / "stock"
-    return path if path.exists() else filled_repo("stock", fill, path)  # type: ignore[no-any-return]
 
 
 def content(path: Path) -> dict[str, Node]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from cfs_tags.formats.splitstream import (
 from cfs_tags.values import Algorithm, ObjectId
 from support.images import Layer, build_image, directory, file, host_image, pull_image, random_bytes
 from support.peers import Cfsctl
+from support.recorded import objects_of_hosts
 
 SHA256, SHA512 = Algorithm.SHA256, Algorithm.SHA512
 
@@ -366,15 +366,7 @@ def streams_of(objects: dict[str, bytes]) -> Iterator[bytes]:
 
 def test_streams_of_recorded_hosts_are_written_alike(hosts: Path) -> None:
     kinds = set()
-    for path in hosts.glob("*.tar.gz"):
-        objects = {}
-        with tarfile.open(path) as archive:
-            for member in archive:
-                _, found, name = member.name.partition("composefs/objects/")
-                if found and member.isfile():
-                    opened = archive.extractfile(member)
-                    assert opened is not None
-                    objects[name.replace("/", "")] = opened.read()
+    for objects in objects_of_hosts(hosts):
         sizes = {name: len(content) for name, content in objects.items()}
         for content in streams_of(objects):
             stream = splitstream.parse(content)
