@@ -29,7 +29,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, UnsupportedVersion
-from cfs_tags.values import Algorithm, ObjectId
+from cfs_tags.values import Algorithm, ObjectId, encodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -354,7 +354,7 @@ class Writer:
             InvalidArgument: a name that cannot be written, or a digest of another algorithm.
         """
         self._check(digest)
-        if "\0" in name or not _encodable(name):
+        if "\0" in name or not encodable(name):
             raise InvalidArgument(argument="named ref", value=name, reason="has a character that cannot be written")
         self._named[name] = self._streams.setdefault(digest, len(self._streams))
 
@@ -574,14 +574,6 @@ def _named_refs(section: memoryview, stream_refs: memoryview, algorithm: Algorit
 
 def _malformed(offset: int, wanted: str, found: str, structure: str = _STRUCTURE) -> NoReturn:
     raise FormatError(structure=structure, offset=offset, wanted=wanted, found=found)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # -- compression -------------------------------------------------------------------------------------------------------
