@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cfs_tags.errors import SystemFailure
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.store import Repository, WriteRepo
 from cfs_tags.values import Algorithm, ContentId
@@ -122,7 +122,7 @@ def test_a_recovery_that_fails_says_so_and_is_repeated(stocked: Path, ram: Path)
 
 @pytest.mark.parametrize("what", ["full disk", "ENOSPC", "EIO"])
 def test_content_that_could_not_be_written_is_not_named(stocked: Path, ram: Path, cfsctl: Cfsctl, what: str) -> None:
-    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_BLOB)
+    writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_BLOB)
     writer.add_external(_measured(b"\xa5" * 5000), 5000)
     data = writer.finish()
     named = f"streams/{ContentId('oci-blob-sha256:' + '0' * 64)}"

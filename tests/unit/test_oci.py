@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import oci, splitstream
+from cfs_tags.formats import oci, splitstream, splitwriter
 from cfs_tags.formats.fsverity import measure
 from cfs_tags.formats.oci import Descriptor, History, ImageConfig, Index, Manifest, Platform
 from cfs_tags.values import Algorithm, Digest, ObjectId
@@ -350,7 +350,7 @@ def store(repo: Path, name: str, manifest: bytes, config: bytes) -> None:
         return digest
 
     def put_stream(content_id: str, kind: int, content: bytes, refs: dict[str, ObjectId]) -> ObjectId:
-        writer = splitstream.Writer(Algorithm.SHA512, kind)
+        writer = splitwriter.Writer(Algorithm.SHA512, kind)
         for key, digest in refs.items():
             writer.add_named_ref(key, digest)
         writer.add_external(put(content), len(content))

@@ -9,7 +9,7 @@ from cfs_tags.apps import blobs, tarsplit
 from cfs_tags.apps.importing.present import is_usable
 from cfs_tags.apps.layerbuild import LayerBuilder
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -136,7 +136,7 @@ class LayerStore:
         """A layer that is no tar: one object, as it is."""
         descriptor = layer.descriptor
         reader = self._source.open(descriptor.digest)
-        writer = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
+        writer = splitwriter.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         try:
             with self._store.writer() as file:
                 for data in blobs.checked(reader, descriptor.digest, descriptor.size, self._tell):

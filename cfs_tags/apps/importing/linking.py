@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cfs_tags.apps.importing.present import is_linked, is_usable
 from cfs_tags.errors import DamagedError, SystemFailure, UnsupportedError
-from cfs_tags.formats import layout, splitstream
+from cfs_tags.formats import layout, splitstream, splitwriter
 from cfs_tags.repo import contents, fsops
 from cfs_tags.values import ContentId
 
@@ -49,7 +49,7 @@ class Linker:
         found = self._repo.stream_object(content_id)
         if found is not None and is_usable(self._repo, found, is_tar=False):
             return
-        writer = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
+        writer = splitwriter.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         writer.add_external(self._store.add(raw), len(raw))
         stream = self._store.add(writer.finish())
         self._sync()
@@ -66,7 +66,7 @@ class Linker:
         for image in images:
             layers = [(layer.key, self._layer_stream(layer, stored, streams)) for layer in image.layers]
             config = self._config(image, layers, streams)
-            manifest = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_MANIFEST)
+            manifest = splitwriter.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_MANIFEST)
             manifest.add_named_ref(f"config:{image.manifest.config.digest}", config)
             for key, stream in layers:
                 manifest.add_named_ref(key, stream)
@@ -124,7 +124,7 @@ class Linker:
                     layers[:] = [(layer.key, target) for layer, target in named if target is not None] or layers
                     streams[content_id] = found, found
                     return found
-        writer = splitstream.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_CONFIG)
+        writer = splitwriter.Writer(self._repo.algorithm, splitstream.CONTENT_TYPE_CONFIG)
         for key, stream in layers:
             writer.add_named_ref(key, stream)
         for name, target in (old.named_refs if old is not None else {}).items():
