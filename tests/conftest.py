@@ -168,6 +168,13 @@ def repo(new_repo: NewRepo) -> Path:
 
 
 @pytest.fixture(scope="session")
+def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("example")
+    unpack(Path(__file__).parent.parent / "examples" / "host.tar.gz", target)
+    return target
+
+
+@pytest.fixture(scope="session")
 def hosts() -> Path:
     """The directory of recorded bootc hosts (see its README.md): ``<name>.tar.gz`` with ``<name>.json``."""
     return Path(__file__).parent / "data" / "hosts"
