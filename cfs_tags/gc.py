@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -79,8 +78,6 @@ BATCH = 64
 _TICK = 20_000_000
 """Nanoseconds by which the clock of a file system may be behind: it goes by ticks."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_EXPIRY_DIRECTORY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
-_EXPIRY = re.compile(rf"{layout.OUR_REFS}/(?:leases|trash)/(\d{{8}}T\d{{6}}Z)\.\d+/[^/]+", re.ASCII)
 
 
 class GcOptions(NamedTuple):
@@ -196,8 +193,9 @@ def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]
     moment = _moment(now)
     for top in (layout.LEASES, layout.TRASH):
         for path, link in refs.walk(repo, top):
-            match = _EXPIRY.fullmatch(path)
-            if match is not None and link is not None and match[1] <= moment:
+            directory, _, name = path[len(top) + 1 :].partition("/")
+            expires = layout.expiry_of(directory)
+            if expires is not None and name and "/" not in name and link is not None and expires <= moment:
                 yield RefChange(path, link, None, "expire")
 
 
@@ -582,8 +580,8 @@ def _clear_directories(repo: WriteRepo) -> None:
     moment = _moment()
     for top in (layout.LEASES, layout.TRASH):
         for name in repo.names(top) or ():
-            match = _EXPIRY_DIRECTORY.fullmatch(name)
-            if match is not None and match[1] <= moment:
+            expires = layout.expiry_of(name)
+            if expires is not None and expires <= moment:
                 with suppress(OSError):  # not empty, most often
                     fsops.remove_directory(repo.fd, f"{top}/{name}")
 

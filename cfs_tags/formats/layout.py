@@ -41,6 +41,7 @@ __all__ = [
     "TRASH",
     "decode_name",
     "encode_name",
+    "expiry_of",
     "object_link",
     "object_of_link",
     "object_path",
@@ -69,6 +70,7 @@ STATE = "cfs-tags"
 
 _ESCAPES = {"2F": "/", "25": "%"}
 _ESCAPE = re.compile("%(.{0,2})", re.DOTALL)
+_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _OBJECT_LINK = re.compile(r"\.\./objects/([0-9a-f]{2})/([0-9a-f]{62}(?:[0-9a-f]{64})?)", re.ASCII)
 
 
@@ -94,6 +96,19 @@ def decode_name(component: str) -> str:
     if component.count("%") == component.count("%2F"):
         return component.replace("%2F", "/")
     return _ESCAPE.sub(lambda match: _ESCAPES.get(match[1], match[0]), component)
+
+
+def expiry_of(component: str) -> str | None:
+    """When a lease or what is in the trash runs out, by the directory below ``leases/`` or ``trash/`` that it is in.
+
+    Returns:
+        the time in UTC as YYYYMMDDThhmmssZ, so that later ones sort later; None for any other name.
+
+    >>> expiry_of("20261125T131400Z.2")
+    '20261125T131400Z'
+    """
+    match = _EXPIRY.fullmatch(component)
+    return match[1] if match is not None else None
 
 
 def object_path(object_id: ObjectId) -> str:
