@@ -116,7 +116,8 @@ class GcPlan(NamedTuple):
     """What a collection would do now.
 
     ``changes`` are refs that go or come first; ``swept`` what is deleted then; ``live`` the number of objects that stay;
-    ``problems`` what could not be followed (with ``keep_broken`` only: else they are raised).
+    ``problems`` what could not be followed (with ``keep_broken`` only: else they are raised); ``meta`` whether
+    ``meta.json`` is made, because there is none.
     """
 
     changes: tuple[RefChange, ...]
@@ -125,6 +126,7 @@ class GcPlan(NamedTuple):
     swept: Swept
     live: int
     problems: tuple[Problem, ...]
+    meta: bool = False
 
 
 class GcResult(NamedTuple):
@@ -139,6 +141,7 @@ class GcResult(NamedTuple):
     problems: tuple[Problem, ...]
     slices: int
     stopped: str | None = None
+    meta: bool = False
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     swept = _count_dead(repo, marker.live, _limit(options, stamp), options.free_bytes)
     swept = swept.plus(Swept(streams=streams, images=len(dead) - streams))
     changes = (*first.changes, *pruned)
-    return GcPlan(changes, first.adopted, first.retired, swept, len(marker.live), marker.found())
+    return GcPlan(changes, first.adopted, first.retired, swept, len(marker.live), marker.found(), repo.meta is None)
 
 
 class RefsPlan(NamedTuple):
@@ -512,7 +515,10 @@ def collect(
             raise  # a deployment may be without its ref
         return made._replace(stopped="the disk is still full: refs are left as they are")
     return again._replace(
-        changes=(*made.changes, *again.changes), swept=made.swept.plus(again.swept), slices=made.slices + again.slices
+        changes=(*made.changes, *again.changes),
+        swept=made.swept.plus(again.swept),
+        slices=made.slices + again.slices,
+        meta=made.meta or again.meta,
     )
 
 
@@ -555,7 +561,7 @@ def _collect(
         pruned = sweep.mark(unmade)
     if pruned:
         changes.extend(sweep.prune(pruned, note, timeout))
-    return sweep.run(changes, adopted, retired)
+    return sweep.run(changes, adopted, retired, full=full)
 
 
 class _Changes(NamedTuple):
@@ -700,9 +706,17 @@ class _Sweep:
                 return time.time_ns() - _TICK
             raise
 
-    def run(self, changes: list[RefChange], adopted: tuple[DeploymentId, ...], retired: RetirePlan | None) -> GcResult:
-        """Slices until nothing dead is left."""
+    def run(
+        self,
+        changes: list[RefChange],
+        adopted: tuple[DeploymentId, ...],
+        retired: RetirePlan | None,
+        *,
+        full: bool = False,
+    ) -> GcResult:
+        """Slices until nothing dead is left; where the disk is ``full`` there may be no room for ``meta.json`` before that."""
         stopped = None
+        meta = self._write_meta(full=full)
         try:
             fsops.sync_filesystem(self._repo.fd)  # no ref that is gone may come back to find its target gone
         except OSError as error:
@@ -733,7 +747,16 @@ class _Sweep:
             self._marker.found(),
             self._slices,
             stopped,
+            self._write_meta(full=full) or meta,
         )
+
+    def _write_meta(self, *, full: bool) -> bool:
+        try:
+            return self._repo.write_meta()
+        except SystemFailure as error:
+            if not (full and error.errno in _FULL):
+                raise
+            return False
 
     def _look_again(self) -> None:
         """What links and refs were made since the marks keeps what it leads to."""

@@ -144,6 +144,7 @@ def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
         "problems": [{"message": problem.message, "refs": problem.refs} for problem in made.problems],
         "slices": getattr(made, "slices", None),
         "stopped": getattr(made, "stopped", None),
+        "meta_json": made.meta,
     }
 
 
@@ -165,6 +166,8 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
             f"{swept.streams} streams and {swept.images} images {would}forgotten; {made.live} objects stay"
         ]
     )
+    if made.meta:
+        output.lines([f"meta.json {would}written: there was none"])
     stopped = getattr(made, "stopped", None)
     if stopped is not None:
         output.lines([f"stopped early: {stopped}"])

@@ -78,6 +78,39 @@ def test_nothing_is_left_where_there_is_no_ref(repo: Path, cfsctl: Cfsctl) -> No
     assert removed_nothing(cfsctl(repo, "--no-upgrade", "gc").stdout)
 
 
+@pytest.mark.parametrize("algorithm", ["sha512", "sha256"])
+def test_where_nothing_is_left_meta_json_tells_the_algorithm(
+    pools: Callable[[str], Path], fresh: Callable[[Path], Path], cfsctl: Cfsctl, algorithm: str
+) -> None:
+    """One from before composefs-rs 0.7: without objects nobody could open it again.  cfsctl writes the file at any time."""
+    mine = fresh(pools(algorithm))
+    (mine / "meta.json").unlink()
+    theirs = copy_of(mine, mine.with_name("theirs"))
+    for tree in ("streams", "images"):
+        shutil.rmtree(mine / tree / "refs")
+    before = outside_state(mine)
+
+    planned = plan(mine)
+    assert outside_state(mine) == before
+    done = collect(mine)
+    cfsctl(theirs, "gc")
+
+    assert (planned.meta, done.meta) == (True, True)
+    assert object_paths(mine) == {}
+    assert (mine / "meta.json").read_bytes() == (theirs / "meta.json").read_bytes()
+    again = collect(mine)
+    assert (again.swept, again.meta, plan(mine).meta) == (gc.Swept(), False, False)
+    assert removed_nothing(cfsctl(mine, "--no-upgrade", "gc").stdout)
+
+
+def test_a_meta_json_that_is_there_stays_as_it_is(fresh: Fresh) -> None:
+    path = fresh()
+    text = (path / "meta.json").read_text().replace('"compatible": []', '"compatible": ["something"]', 1)
+    (path / "meta.json").write_text(text)
+    assert not collect(path).meta
+    assert (path / "meta.json").read_text() == text
+
+
 def test_a_repository_that_is_empty_is_collected(new_repo: Callable[[], Path]) -> None:
     assert collect(new_repo()).swept == gc.Swept()
 

@@ -84,6 +84,34 @@ def test_the_next_collection_comes_to_the_same_end(
     assert outside_state(path) == wanted
 
 
+@pytest.mark.parametrize("how", [stopped_after, kill_after])
+def test_a_repository_without_meta_json_can_be_opened_wherever_its_last_collection_stopped(
+    fresh: Fresh, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "PAUSE", 0)
+    source = fresh()
+    for ref in refs(source):
+        if "referrers" not in ref:
+            (source / ref).unlink()
+    collect(source)  # few objects: each is a copy
+    for ref in refs(source):
+        (source / ref).unlink()
+    (source / "meta.json").unlink()
+
+    def prepare(number: int) -> Path:
+        path = hard_copy(source, ram / "no-meta-attempt")
+        time.sleep(0.012)
+        return path
+
+    for attempt in every_stop(prepare, collect, how):
+        assert (attempt.subject / "meta.json").exists() or object_paths(attempt.subject).keys() == object_paths(source).keys()
+        with Repository.open(attempt.subject) as repo:
+            assert repo.algorithm.value == "sha512"
+        collect(attempt.subject)
+    assert object_paths(attempt.subject) == {}
+    cfsctl(attempt.subject, "--no-upgrade", "fsck")
+
+
 def test_links_go_first_and_are_on_disk_before_the_first_object(littered: Path) -> None:
     with count_calls() as calls:
         collect(littered)
@@ -178,10 +206,14 @@ def test_a_disk_that_is_really_full_is_collected(small_disk: Path, cfsctl: Cfsct
         rest.writelines(b"x" * 4096 for _ in range(1000))
     settle()
 
+    (path / "meta.json").unlink()
+
     done = collect(path)
 
     assert done.swept.objects > 40
     assert object_paths(path) == {}
+    assert done.meta
+    cfsctl(path, "--no-upgrade", "fsck")
 
 
 def test_what_cannot_be_helped_is_said(littered: Path) -> None:
