@@ -31,6 +31,7 @@ from cfs_tags.errors import (
     FormatError,
     IncompleteTarget,
     PlaceUnread,
+    SysrootUnseen,
     SystemFailure,
     UnresolvedDeployment,
 )
@@ -86,7 +87,7 @@ class GcOptions(NamedTuple):
     ``roots`` are names in ``streams/`` or ``images/`` that stay; ``free_bytes`` stops when so much was freed (allocated
     bytes); ``grace`` keeps what is younger, in seconds; ``prune_referrers`` removes referrers of dead subjects;
     ``keep_broken`` goes on where something could not be followed; ``image_only`` keeps the EROFS image alone of a
-    deployment that cannot be resolved.
+    deployment that cannot be resolved; ``no_sysroot`` collects bootc's repository without a look at its deployments.
     """
 
     roots: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class GcOptions(NamedTuple):
     keep_broken: bool = False
     image_only: bool = False
     retire_grace: float = GRACE
+    no_sysroot: bool = False
 
 
 class Swept(NamedTuple):
@@ -153,6 +155,7 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     Raises:
         BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for.
         UnresolvedDeployment: a deployment has no ref and cannot be given one, and ``image_only`` was not asked for.
+        SysrootUnseen: no ``view`` of bootc's repository, and ``no_sysroot`` was not asked for.
     """
     first = plan_refs(repo, view, image_only=options.image_only, retire_grace=options.retire_grace)
     snapshot = Snapshot.read(repo)
@@ -162,6 +165,8 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     marker, pruned = _mark(repo, snapshot, options, stamp)
     snapshot.change(pruned)
     dead = _dead_links(repo, snapshot, marker)
+    if view is None:
+        _refuse_unseen(repo, dead, options)
     streams = sum(path.startswith(layout.STREAMS) for path, _ in dead)
     swept = _count_dead(repo, marker.live, _limit(options, stamp), options.free_bytes)
     swept = swept.plus(Swept(streams=streams, images=len(dead) - streams))
@@ -375,6 +380,14 @@ def _dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tupl
     return sorted(dead, key=lambda entry: -_rank(entry[0]))
 
 
+def _refuse_unseen(repo: ReadRepo, dead: Sequence[tuple[str, str]], options: GcOptions) -> None:
+    """Stop before the image of a deployment goes that nobody could see, and so give no ref."""
+    start = f"{layout.IMAGES}/"
+    images = tuple(sorted(path[len(start) :] for path, _ in dead if path.startswith(start)))
+    if images and not options.no_sysroot and repo.is_bootc:
+        raise SysrootUnseen(path=repo.path, images=images)
+
+
 _RANKS = (f"{layout.STREAMS}/oci-manifest-", f"{layout.STREAMS}/oci-config-")
 _LAST = (f"{layout.STREAMS}/oci-layer-", f"{layout.STREAMS}/oci-blob-", f"{layout.IMAGES}/")
 
@@ -489,7 +502,7 @@ def collect(
         progress: told now and then how many of how many directories of objects were looked at.
 
     Raises:
-        BrokenRoots, UnresolvedDeployment: as :func:`plan`; nothing was collected.
+        BrokenRoots, UnresolvedDeployment, SysrootUnseen: as :func:`plan`; nothing was collected.
         LockTimeout: the lock was not to be had; what was deleted by then is gone, the next run goes on.
         SystemFailure: the system refused; likewise.
     """
@@ -558,7 +571,7 @@ def _collect(
         changes.extend(_expire(repo, note, timeout))
     sweep = _Sweep(repo, options, timeout, progress)
     with repo.locked("shared", timeout):
-        pruned = sweep.mark(unmade)
+        pruned = sweep.mark(unmade, seen=read_view is not None)
     if pruned:
         changes.extend(sweep.prune(pruned, note, timeout))
     return sweep.run(changes, adopted, retired, full=full)
@@ -657,12 +670,17 @@ class _Sweep:
         self._slices = 0
         self._rest: dict[str, list[str]] = {}
 
-    def mark(self, unmade: Sequence[RefChange]) -> list[RefChange]:
-        """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead."""
+    def mark(self, unmade: Sequence[RefChange], *, seen: bool) -> list[RefChange]:
+        """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead.
+
+        ``seen`` says that deployments were looked for.
+        """
         stamp = self._stamp()
         self._snapshot = Snapshot.read(self._repo)
         self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade)
         self._dead = _dead_links(self._repo, self._snapshot, self._marker)
+        if not seen:
+            _refuse_unseen(self._repo, self._dead, self._options)
         self._limit = _limit(self._options, stamp)
         self._parents = object_directories(self._repo)[::-1]
         self._total = len(self._parents)

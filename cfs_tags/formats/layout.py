@@ -23,6 +23,7 @@ from cfs_tags.values import Algorithm, ContentId, ObjectId
 __all__ = [
     "BOUND",
     "CONFIGS",
+    "DEPLOYED_TAG",
     "DEPLOYMENTS",
     "DEPLOYMENT_IMAGES",
     "IMAGES",
@@ -67,6 +68,8 @@ INDEXES = f"{OUR_REFS}/indexes"
 LEASES = f"{OUR_REFS}/leases"
 TRASH = f"{OUR_REFS}/trash"
 STATE = "cfs-tags"
+DEPLOYED_TAG = "localhost%2Fbootc-sha256:"
+"""How the names of the tags begin that bootc makes for its deployments (bootc 1.16.9)."""
 
 _ESCAPES = {"2F": "/", "25": "%"}
 _ESCAPE = re.compile("%(.{0,2})", re.DOTALL)

@@ -141,8 +141,14 @@ class ReadRepo(Directory):
 
     @property
     def is_bootc(self) -> bool:
-        """Whether bootc keeps its deployments here: its containers-storage is inside, or ``state/deploy`` beside."""
-        return self.is_directory("bootc") or self.sysroot is not None
+        """Whether bootc keeps its deployments here.
+
+        Its containers-storage is inside, or ``state/deploy`` beside; on a way that does not lead by there (a bind mount)
+        the refs tell: the tags that bootc makes, one for each deployment, and deployment refs.
+        """
+        if self.is_directory("bootc") or self.sysroot is not None or self.names(layout.DEPLOYMENT_IMAGES):
+            return True
+        return any(name.startswith(layout.DEPLOYED_TAG) for name in self.names(layout.SHARED_TAGS) or ())
 
     @property
     def sysroot(self) -> str | None:

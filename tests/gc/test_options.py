@@ -405,6 +405,81 @@ def test_a_full_disk_keeps_what_would_have_been_adopted(three: Host) -> None:
     assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
 
 
+@pytest.fixture
+def unseen(three: Host, call: Run) -> Path:  # noqa: F811
+    """bootc's repository as a bind mount shows it: its state directories are not beside it.  ``old`` has no tag of bootc's."""
+    tag = three.repo / f"streams/refs/oci/localhost%2Fbootc-{three.pool.images['old'].manifest}"
+    tag.unlink()
+    return three.repo.rename(three.root.parent / "bound-here")
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_bootcs_repository_without_its_sysroot_is_not_collected_where_a_deployment_may_go(
+    three: Host,
+    unseen: Path,
+    call: Run,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    before = outside_state(unseen)
+
+    said = call("--repo", unseen, "gc", "--json", *words)
+
+    assert (said.status, said.json["error"]["code"]) == (4, "sysroot-unseen")
+    assert three.id("old") in said.json["error"]["facts"]["images"]
+    assert "--sysroot DIR" in said.json["error"]["hint"]
+    assert outside_state(unseen) == before
+
+
+def test_unless_its_deployments_do_not_matter(
+    three: Host,
+    unseen: Path,
+    call: Run,  # noqa: F811
+    cfsctl: Cfsctl,
+) -> None:
+    theirs = copy_of(unseen, unseen.with_name("theirs"))
+    planned = call("--repo", unseen, "gc", "--no-sysroot", "--dry-run", "--json").json
+    done = call("--repo", unseen, "gc", "--no-sysroot", "--json").json
+    cfsctl(theirs, "--no-upgrade", "gc")
+    assert planned["result"]["images"] == done["result"]["images"] > 0
+    assert planned["warnings"] == done["warnings"] == []
+    assert outside_state(unseen) == outside_state(theirs)
+
+
+def test_nor_is_anything_adopted_where_there_is_a_sysroot_that_does_not_matter(three: Host, call: Run) -> None:  # noqa: F811
+    three.untag_bootc()
+    for where in (("--repo", three.repo), ("--sysroot", three.root)):
+        said = call(*where, "gc", "--no-sysroot", "--dry-run", "--json").json["result"]
+        assert said["adopted"] == []
+        assert said["images"] > 0
+    said = call("--repo", three.repo, "gc", "--no-sysroot", "--image-only")
+    assert (said.status, "--image-only and --no-sysroot exclude each other" in said.err) == (2, True)
+
+
+def test_bootcs_repository_in_which_every_image_has_a_ref_is_collected_and_that_it_was_not_looked_for_is_said(
+    three: Host,
+    call: Run,  # noqa: F811
+) -> None:
+    on(three)
+    for tag in three.pool.apps:
+        three.untag(tag)
+    path = three.repo.rename(three.root.parent / "bound-here")
+
+    said = call("--repo", path, "gc", "--json").json
+
+    assert said["result"]["objects"] > 0
+    assert [warning["code"] for warning in said["warnings"]] == ["sysroot-unseen"]
+    assert "no deployment is adopted or retired" in call("--repo", path, "gc").err
+
+
+def test_a_repository_of_app_images_is_never_asked_for_a_sysroot(fresh: Fresh, call: Run) -> None:  # noqa: F811
+    path = fresh()
+    for ref in refs(path):
+        (path / ref).unlink()
+    said = call("--repo", path, "gc", "--json")
+    assert (said.status, said.json["warnings"]) == (0, [])
+    assert said.json["result"]["images"] > 0
+
+
 @pytest.mark.parametrize("name", ["life-staged", "life-finalized", "life-rebooted", "life-rolled-back"])
 def test_a_recorded_host_is_never_refused_and_loses_nothing(
     bootc_host: Callable[[str], Path],
