@@ -38,7 +38,9 @@ from cfs_tags.errors import (
 from cfs_tags.formats import layout
 from cfs_tags.lookup import ref_state
 from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects, object_directories
+from cfs_tags.reachability import read_node
 from cfs_tags.repo import fsops, refs
+from cfs_tags.repo.contents import BOOT_KEY, EROFS_KEY
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
 if TYPE_CHECKING:
@@ -162,11 +164,11 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     snapshot.change(first.changes)
     snapshot.name(unnamed_configs(repo, first.changes))
     stamp = time.time_ns() - _TICK
-    marker, pruned = _mark(repo, snapshot, options, stamp)
+    marker, pruned = _mark(repo, snapshot, options, stamp, gone=first.changes)
     snapshot.change(pruned)
     dead = _dead_links(repo, snapshot, marker)
     if view is None:
-        _refuse_unseen(repo, dead, options)
+        _refuse_unseen(repo, snapshot, dead, options)
     streams = sum(path.startswith(layout.STREAMS) for path, _ in dead)
     swept = _count_dead(repo, marker.live, _limit(options, stamp), options.free_bytes)
     swept = swept.plus(Swept(streams=streams, images=len(dead) - streams))
@@ -264,11 +266,18 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
 
 
 def _mark(
-    repo: ReadRepo, snapshot: Snapshot, options: GcOptions, stamp: int, more: Sequence[RefChange] = ()
+    repo: ReadRepo,
+    snapshot: Snapshot,
+    options: GcOptions,
+    stamp: int,
+    more: Sequence[RefChange] = (),
+    *,
+    gone: Sequence[RefChange],
 ) -> tuple[Marker, list[RefChange]]:
     """Mark from all roots, and name the referrers that are none (only with ``prune_referrers``).
 
-    ``more`` are refs that could not be made yet: roots all the same.
+    ``more`` are refs that could not be made yet: roots all the same.  ``gone`` are the changes that came before the marks:
+    what such a ref led to was here, whether the log says so already or not.
     """
     snapshot.name(unnamed_configs(repo, more))
     marker = Marker(repo, snapshot)
@@ -290,7 +299,7 @@ def _mark(
         marker.mark_links(young)
     pruned = []
     if options.prune_referrers:
-        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker)]
+        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker, gone)]
     else:
         marker.mark(snapshot.refs.items())
     _refuse_broken(marker, options)
@@ -303,12 +312,12 @@ def _refuse_broken(marker: Marker, options: GcOptions) -> None:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
-def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
+def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
     """Mark from all refs but the referrers whose subject was here and is dead: those are the answer, path and link.
 
     To a fixed point: a signature may itself be signed, and may name another image.
     """
-    was_here = _was_here(repo, snapshot)
+    was_here = _was_here(repo, snapshot, gone)
     waiting: dict[str, str] = {}
     first: list[tuple[str, str]] = []
     for path, link in snapshot.refs.items():
@@ -340,14 +349,15 @@ def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, path: str
     return link is not None and _is_live(repo, marker.live, link)
 
 
-def _was_here(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
+def _was_here(repo: ReadRepo, snapshot: Snapshot, gone: Sequence[RefChange]) -> set[str]:
     """Manifests that are or were in this repository: they still have their link, or a ref led to them once."""
     from cfs_tags.repo import reflog
 
     start = "oci-manifest-"
     names = set(snapshot.streams)
-    for entry in reflog.all_entries(repo).entries:
-        names.update(link.rpartition("/")[2] for link in (entry.old, entry.new) if link is not None)
+    links = [link for entry in reflog.all_entries(repo).entries for link in (entry.old, entry.new)]
+    links += [link for change in gone for link in (change.old, change.new)]
+    names.update(link.rpartition("/")[2] for link in links if link is not None)
     return {name[len(start) :] for name in names if name.startswith(start)}
 
 
@@ -380,12 +390,28 @@ def _dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tupl
     return sorted(dead, key=lambda entry: -_rank(entry[0]))
 
 
-def _refuse_unseen(repo: ReadRepo, dead: Sequence[tuple[str, str]], options: GcOptions) -> None:
+def _refuse_unseen(repo: ReadRepo, snapshot: Snapshot, dead: Sequence[tuple[str, str]], options: GcOptions) -> None:
     """Stop before the image of a deployment goes that nobody could see, and so give no ref."""
     start = f"{layout.IMAGES}/"
-    images = tuple(sorted(path[len(start) :] for path, _ in dead if path.startswith(start)))
-    if images and not options.no_sysroot and repo.is_bootc:
-        raise SysrootUnseen(path=repo.path, images=images)
+    images = {path[len(start) :] for path, _ in dead if path.startswith(start)}
+    if not images or options.no_sysroot or not repo.is_bootc:
+        return
+    images -= _images_of_apps(repo, snapshot)
+    if images:
+        raise SysrootUnseen(path=repo.path, images=tuple(sorted(images)))
+
+
+def _images_of_apps(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
+    """EROFS images that only configs name of which nobody made an image for booting: bootc deploys no such image."""
+    apps: set[str] = set()
+    bootable: set[str] = set()
+    for name, link in snapshot.streams.items():
+        if name.startswith("oci-config-"):
+            with suppress(CfsTagsError):  # what cannot be read explains no image
+                named = read_node(repo, layout.object_of_link(link, repo.algorithm, name), name).named
+                kind = bootable if any(key.startswith(BOOT_KEY) for key, _ in named) else apps
+                kind.update(target for key, target in named if key.startswith(EROFS_KEY))
+    return apps - bootable
 
 
 _RANKS = (f"{layout.STREAMS}/oci-manifest-", f"{layout.STREAMS}/oci-config-")
@@ -571,7 +597,7 @@ def _collect(
         changes.extend(_expire(repo, note, timeout))
     sweep = _Sweep(repo, options, timeout, progress)
     with repo.locked("shared", timeout):
-        pruned = sweep.mark(unmade, seen=read_view is not None)
+        pruned = sweep.mark(unmade, changes, seen=read_view is not None)
     if pruned:
         changes.extend(sweep.prune(pruned, note, timeout))
     return sweep.run(changes, adopted, retired, full=full)
@@ -670,17 +696,17 @@ class _Sweep:
         self._slices = 0
         self._rest: dict[str, list[str]] = {}
 
-    def mark(self, unmade: Sequence[RefChange], *, seen: bool) -> list[RefChange]:
+    def mark(self, unmade: Sequence[RefChange], made: Sequence[RefChange], *, seen: bool) -> list[RefChange]:
         """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead.
 
-        ``seen`` says that deployments were looked for.
+        ``unmade`` and ``made`` are changes of refs that come first; ``seen`` says that deployments were looked for.
         """
         stamp = self._stamp()
         self._snapshot = Snapshot.read(self._repo)
-        self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade)
+        self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade, gone=made)
         self._dead = _dead_links(self._repo, self._snapshot, self._marker)
         if not seen:
-            _refuse_unseen(self._repo, self._dead, self._options)
+            _refuse_unseen(self._repo, self._snapshot, self._dead, self._options)
         self._limit = _limit(self._options, stamp)
         self._parents = object_directories(self._repo)[::-1]
         self._total = len(self._parents)
