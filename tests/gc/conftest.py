@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from deployments.conftest import fill_three
 from support import stock
-from support.garbage import add_foreign, copy_of, fill_pool
+from support.garbage import add_foreign, copy_of, fill_pool, settle
 from support.peers import Cfsctl
+from support.sysroots import Host, Pool, fill_hosts, new_host
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +55,17 @@ def fresh(pools: Callable[[str], Path], ram: Path, request: pytest.FixtureReques
 def repo(fresh: Callable[[], Path]) -> Path:
     """A copy of the sha512 pool."""
     return fresh()
+
+
+@pytest.fixture(scope="session")
+def host_pool(cfsctl: Cfsctl, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """The repository of a host: see :func:`support.sysroots.fill_hosts`."""
+    return fill_hosts(cfsctl, tmp_path_factory.mktemp("gc-hosts"))
+
+
+@pytest.fixture
+def three(host_pool: Pool, tmp_path: Path) -> Host:
+    """A host with three deployments."""
+    host = fill_three(new_host(tmp_path / "host", host_pool))
+    settle()
+    return host

@@ -18,7 +18,7 @@ from cfs_tags.repo.lock import Lock
 from cfs_tags.sysroot import SysrootView
 from cfs_tags.values import Algorithm
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
-from deployments.conftest import fill_three, view_of
+from deployments.conftest import view_of
 from support.collecting import collect, plan
 from support.garbage import (
     add_artifact,
@@ -38,7 +38,7 @@ from support.garbage import (
 from support.peers import Cfsctl
 from support.peers_beside import hold_shared
 from support.stock import before_call, refs
-from support.sysroots import Host, Pool, fill_hosts, new_host
+from support.sysroots import Host
 
 Fresh = Callable[..., Path]
 
@@ -262,18 +262,6 @@ def test_the_signature_of_what_gets_a_tag_just_now_is_not_pruned(repo: Path, cfs
 
 
 # -- deployments -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def host_pool(cfsctl: Cfsctl, tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    return fill_hosts(cfsctl, tmp_path_factory.mktemp("gc-hosts"))
-
-
-@pytest.fixture
-def three(host_pool: Pool, tmp_path: Path) -> Host:
-    host = fill_three(new_host(tmp_path / "host", host_pool))
-    settle()
-    return host
 
 
 def on(host: Host, **options: object) -> gc.GcResult:
