@@ -19,7 +19,7 @@ from cfs_tags.sysroot import SysrootView
 from cfs_tags.values import Algorithm
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
 from deployments.conftest import view_of
-from support.collecting import collect, plan
+from support.collecting import collect, plan, unresolve
 from support.garbage import (
     add_artifact,
     add_stream,
@@ -293,18 +293,6 @@ def test_the_ref_of_a_deployment_that_is_gone_is_retired_and_its_content_collect
     assert [row.id for row in done.retired.rows if row.done == "retired"] == [three.id("old")]
     assert three.missing("old")
     assert [three.missing(name) for name in ("same", "new")] == [[], []]
-
-
-def unresolve(host: Host, *names: str) -> None:
-    """Nothing says any more which manifest a deployment was made from."""
-    host.untag_bootc()
-    for name in names:
-        for stream in host.pool.images[name].streams[:2]:
-            (host.repo / "streams" / stream).unlink()
-        for path in host.state(name).glob("*.origin"):
-            path.unlink()
-        for path in host.state(name).glob("*.imginfo"):
-            path.unlink()
 
 
 def test_a_deployment_that_cannot_be_resolved_stops_a_collection(three: Host) -> None:
