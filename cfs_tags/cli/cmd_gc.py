@@ -95,7 +95,7 @@ def command(
                 with repo.locked("shared", timeout):
                     made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
             else:
-                with stoppable(), _progress() as progress:
+                with stoppable(), _progress(shown=not as_json) as progress:
                     made = gc.collect(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )
@@ -123,9 +123,9 @@ def _bytes(text: str) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, after the first slices: most collections are over before."""
-    if not output.on_terminal():
+def _progress(*, shown: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, where nothing else is to stand on standard output."""
+    if not (shown and output.on_terminal()):
         yield None
         return
     from rich.progress import Progress
