@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -24,13 +25,23 @@ def ram() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def pools(cfsctl: Cfsctl, ram: Path) -> Callable[[str], Path]:
-    """The pool of an algorithm (see :func:`support.garbage.fill_pool`); only ever copied."""
+    """The pool of an algorithm (see :func:`support.garbage.fill_pool`); only ever copied.
 
-    def get(algorithm: str) -> Path:
-        path = ram / algorithm / "composefs"
+    ``sha512`` has EROFS images of version 1, ``sha512 erofs 2`` of that version, ``sha512 erofs 1 2`` of both.
+    """
+
+    def get(kind: str) -> Path:
+        algorithm, _, versions = kind.partition(" erofs ")
+        default, *extra = (versions or "1").split()
+        path = ram / kind.replace(" ", "-") / "composefs"
         if not path.exists():
             path.mkdir(parents=True)
-            cfsctl(None, "init", "--insecure", "--algorithm", f"fsverity-{algorithm}-12", path)
+            words = ("--algorithm", f"fsverity-{algorithm}-12", "--erofs-version", default)
+            cfsctl(None, "init", "--insecure", *words, path)
+            if extra:  # no option of cfsctl says so
+                meta = json.loads((path / "meta.json").read_text())
+                meta["erofs_formats"]["extra"] = [int(version) for version in extra]
+                (path / "meta.json").write_text(json.dumps(meta))
             fill_pool(cfsctl, path)
             add_foreign(path)
         return path
