@@ -555,7 +555,7 @@ class SysrootUnseen(RefusedError):
 
     @property
     def message(self) -> str:
-        where = f"{self.path} is a repository of bootc's, and there is no state/deploy beside it"
+        where = f"{self.path} is a repository of bootc's, and its sysroot is not known"
         if not self.images:
             return f"{where}: no deployment is adopted or retired"
         named = ", ".join(f"{image[:12]}…" for image in self.images[:3])
