@@ -5,6 +5,7 @@ to the terminal; in JSON everything outside ASCII is an escape."""
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-_SHORT_DIGITS = 12
-_FOLDED = ("NAME", "NOTES", "REASON", "IMAGE")
 
 _json_asked = False
 _encode: Callable[[Any], str] | None = None
@@ -234,40 +233,19 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "") -> None:
-    """Rows below headings: a table that fits on a terminal, else aligned plain text with everything in full.
+    """Rows below headings: a table for a terminal (see :mod:`cfs_tags.cli.screen`), else aligned text with everything in full.
 
     Empty and None are shown as nothing.
     """
-    if on_terminal():
-        _rich_table(headings, rows)
-        return
     shown = [[printable("" if cell is None else cell) for cell in row] for row in rows]
+    if on_terminal():
+        from shutil import get_terminal_size
+
+        from cfs_tags.cli.screen import layout
+
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        lines(layout(headings, shown, get_terminal_size().columns, bold=not plain))
+        return
     widths = [max([len(row[index]) for row in shown] + [len(name)]) for index, name in enumerate(headings)]
     pattern = indent + "  ".join([f"%-{width}s" for width in widths])
     lines([(pattern % tuple(row)).rstrip() for row in [list(headings), *shown]])
-
-
-def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # no markup, no emoji, no highlighting: the text is foreign
-    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in headings:
-        # what is cut off cannot be used: long names and remarks go on in the next line, the rest stays in one piece
-        made.add_column(Text(name), overflow="fold", no_wrap=name not in _FOLDED)
-    for row in rows:
-        made.add_row(*[Text(_short("" if cell is None else printable(cell))) for cell in row])
-    with _writing():
-        console.print(made)
-
-
-def _short(text: str) -> str:
-    algorithm, _, digits = text.partition(":")
-    if algorithm in ("sha256", "sha512") and len(digits) >= 64 and digits.isalnum():
-        return f"{algorithm}:{digits[:_SHORT_DIGITS]}"
-    if len(text) in (64, 128) and text.isalnum():
-        return text[:_SHORT_DIGITS]
-    return text
