@@ -18,6 +18,8 @@ __all__ = ["Machine", "WorkDirectory", "run"]
 
 _PATIENCE = 5.0
 """Seconds that a program has to end once it was asked to."""
+_SAID = 400
+"""Characters of the first and of the last that a program said."""
 
 
 class Machine(NamedTuple):
@@ -58,7 +60,12 @@ def run(program: str, *words: str) -> bytes:
     import subprocess
 
     try:
-        child = subprocess.Popen([program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            [program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     except OSError as error:
         raise SystemFailure.of(error, "run", program) from error
     with child:
@@ -71,9 +78,19 @@ def run(program: str, *words: str) -> bytes:
             child.kill()
             raise
     if child.returncode != 0:
-        said = "; ".join(errors.decode("utf-8", "backslashreplace").strip().splitlines()[-3:])
-        raise ProgramFailed(program=os.path.basename(program), exit_status=child.returncode, said=said)
+        raise ProgramFailed(program=os.path.basename(program), exit_status=child.returncode, said=_said(errors))
     return output
+
+
+def _said(errors: bytes) -> str:
+    """What a program complained about: skopeo says it last in a long line, cfsctl in several lines, the cause last.
+
+    Where in its source it went wrong is of no use here.
+    """
+    said = errors.decode("utf-8", "backslashreplace").partition("Stack backtrace:")[0]
+    lines = [line.strip() for line in said.splitlines()]
+    text = "; ".join([line for line in lines if line and line != "Caused by:"][-6:])
+    return text if len(text) <= 2 * _SAID else f"{text[:_SAID]} … {text[-_SAID:]}"
 
 
 class WorkDirectory:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["answer", "names", "sort_keys", "tags_and_trash"]
+    from cfs_tags.cli.session import Session
+
+__all__ = ["answer", "deployments", "deployments_and_states", "names", "one_of", "sort_keys", "tags_and_trash"]
 
 _SAFE = re.compile(r"[\w@][\w./:@%+,-]*")
 _JOINTS = re.compile(r"[:=]+|@")
@@ -36,19 +39,59 @@ def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     return [key for key in (*keys, *(f"-{key}" for key in keys)) if key.startswith(incomplete)]
 
 
-def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
-    from cfs_tags import tags
+def one_of(*values: str) -> Callable[[Any, list[str], str], list[str]]:
+    """Completes one of these words."""
+
+    def complete(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+def deployments(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Ids of deployments: directories below ``state/deploy`` and refs."""
+    return _safe(name for name in _deployments(ctx) if name.startswith(incomplete))
+
+
+def deployments_and_states(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """What a deployment is called on a command line."""
+    return [*one_of("booted", "staged", "rollback")(ctx, args, incomplete), *deployments(ctx, args, incomplete)]
+
+
+def _deployments(ctx: Any) -> list[str]:
+    names = {name.removeprefix("@deployment/") for name in _rows(ctx) if name.startswith("@deployment/")}
+    session = _session(ctx)
+    if session is not None:
+        root = session.sysroot or os.path.dirname(os.path.abspath(session.path))
+        with suppress(OSError):
+            names.update(os.listdir(f"{root}/state/deploy"))
+    return [name for name in names if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{128}", name)]
+
+
+def _session(ctx: Any) -> Session | None:
     from cfs_tags.cli.session import Session
     from cfs_tags.errors import CfsTagsError
 
     options = ctx.find_root().params
     try:
-        session = Session.of(
+        return Session.of(
             repo=options.get("repo"),
             sysroot=options.get("sysroot"),
             user=bool(options.get("user")),
             system=bool(options.get("system")),
         )
+    except CfsTagsError:
+        return None
+
+
+def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
+    from cfs_tags import tags
+    from cfs_tags.errors import CfsTagsError
+
+    session = _session(ctx)
+    if session is None:
+        return []
+    try:
         with session.open() as repo:
             return [tag.name for tag in (tags.trash(repo) if trash else tags.list_tags(repo))]
     except (CfsTagsError, OSError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output
+from cfs_tags.cli import complete, output
 from cfs_tags.errors import CommandLineError, InvalidArgument, SysrootNotFound, printable
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ __all__ = [
     "view_of",
 ]
 
+_OPTIONS = {"uki": "--esp DIR", "boot-entry": "--boot DIR", "staged-file": "--run DIR", "kernel": "--booted ID"}
+
 Boot = Annotated[
     str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
 ]
@@ -48,6 +50,7 @@ Booted = Annotated[
     typer.Option(
         "--booted",
         metavar="ID",
+        autocompletion=complete.deployments,
         help="The booted deployment of another system, 'none' if it is not running.",
         show_default=False,
     ),
@@ -167,6 +170,8 @@ def show_findings(view: SysrootView) -> None:
     """What was found wrong with the sysroot itself, and what could not be read, below a table."""
     for place in view.unread:
         where = f" ({printable(place.path)})" if place.path else ""
-        output.lines([f"not read: {place.name}{where}: {printable(place.reason)}"])
+        option = _OPTIONS.get(place.name)
+        more = f" ({option} says where, or 'none')" if option is not None else ""
+        output.lines([f"not read: {place.name}{where}: {printable(place.reason)}{more}"])
     for finding in view.findings:
         output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
