@@ -221,7 +221,9 @@ def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: p
 # -- outputs that fail -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", WEB, "--raw", "manifest"], ["list", "--json"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["list"], ["show", WEB, "--raw", "manifest"], ["list", "--json"], ["--version"], ["--help"], ["list", "-h"]]
+)
 def test_a_full_disk_is_an_error_and_no_traceback(repo: Path, words: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -231,6 +233,24 @@ def test_a_full_disk_is_an_error_and_no_traceback(repo: Path, words: list[str]) 
     assert done.returncode == 1
     assert done.stderr.startswith("cfs-tag: cannot write to standard output: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["list", "list --json", f"show {WEB}", f"create x {WEB}", "list --help", "resolve absent"])
+def test_a_closed_output_is_an_error_and_no_traceback(repo: Path, words: str) -> None:
+    command = f"{' '.join(program(repo))} {words} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30, check=False)
+
+    assert done.returncode == (3 if "absent" in words else 1)
+    assert done.stderr.startswith("cfs-tag: ")
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+
+
+def test_closed_input_and_errors_are_no_error(repo: Path) -> None:
+    command = f"{' '.join(program(repo))} update --stdin <&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, cwd=ROOT, timeout=30, check=False)
+
+    assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", WEB, "--raw", "manifest"]], ids=" ".join)

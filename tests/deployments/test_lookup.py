@@ -228,6 +228,16 @@ def test_a_deployment_is_named_by_id_prefix_or_boot_entry(on: On, three: Host, m
         assert on(three, "lookup", word, "--json").result["id"] == three.id("old")
 
 
+def test_the_name_of_a_boot_entry_means_the_active_one(
+    on: On, three: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = three.boot_entries("same", "old")[1]
+    monkeypatch.chdir(tmp_path)
+
+    assert on(three, "lookup", entry.name, "--json").result["id"] == three.id("old")
+    assert on(three, "lookup", "absent.conf").status == 3
+
+
 def test_a_prefix_of_several_exits_2_with_all_of_them(on: On, three: Host) -> None:
     for name in ("3fb1" + "0" * 124, "3fb1" + "1" * 124):
         (three.root / "state/deploy" / name).mkdir()
