@@ -324,10 +324,11 @@ class SysrootNotFound(NotFoundError):
 
 
 class TagNotFound(NotFoundError):
-    """No tag of that name."""
+    """No tag of that name.  ``near`` are names like it, where somebody looked."""
 
     code = "tag-not-found"
     name: str
+    near: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -340,6 +341,8 @@ class TagNotFound(NotFoundError):
             return f"a digest alone names an image: @{digest}"
         if _DIGITS.fullmatch(self.name):
             return f"if these are digits of a digest: @sha256:{self.name}"
+        if self.near:
+            return f"there is {', '.join(self.near)}"
         return "'cfs-tag list' shows the tags, 'cfs-tag trash' deleted ones that are kept"
 
 

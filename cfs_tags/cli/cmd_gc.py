@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, amount, duration, seconds
+from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
 from cfs_tags.cli.stopping import stoppable
 from cfs_tags.errors import BrokenRoots, TargetNotFound, printable
 from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable
 
     from cfs_tags.gc import GcPlan, GcResult
     from cfs_tags.repo.store import ReadRepo
@@ -85,7 +85,7 @@ def command(
                 with repo.locked("shared", timeout):
                     made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
             else:
-                with stoppable(), _progress() as progress:
+                with stoppable(), Progress(not as_json, "Collecting") as progress:
                     made = gc.collect(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )
@@ -102,20 +102,6 @@ def command(
 
 def _is_there(repo: ReadRepo, name: str) -> bool:
     return any(name in (repo.names(tree) or ()) for tree in (layout.STREAMS, layout.IMAGES))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, after the first slices: most collections are over before."""
-    if not output.on_terminal():
-        yield None
-        return
-    from rich.progress import Progress
-
-    # no thread of its own: marking forks
-    with Progress(transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("Collecting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total, refresh=True)
 
 
 def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
     from cfs_tags.cli.session import Session
 
-__all__ = ["answer", "deployments", "deployments_and_states", "names", "one_of", "sort_keys", "tags_and_trash"]
+__all__ = ["answer", "deployments", "deployments_and_states", "names", "near", "one_of", "sort_keys", "tags_and_trash"]
 
 _SAFE = re.compile(r"[\w@][\w./:@%+,-]*")
+_MANY = 2000
 _JOINTS = re.compile(r"[:=]+|@")
 
 
@@ -37,6 +38,19 @@ def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     """What a list can be sorted by."""
     keys = ("name", "digest", "owner", "created", "home")
     return [key for key in (*keys, *(f"-{key}" for key in keys)) if key.startswith(incomplete)]
+
+
+def near(session: Session, name: str) -> tuple[str, ...]:
+    """Up to three tags that somebody may have meant with a name that none has; for the hint of an error."""
+    from difflib import get_close_matches
+
+    if not name:
+        return ()
+    known = [tag for tag in _listed(session) if tag.isprintable()]
+    longer = sorted(tag for tag in known if tag.startswith((name, f"@trash/{name}")) or tag.endswith(f"/{name}"))
+    if longer or len(known) > _MANY:
+        return tuple(longer[:3])
+    return tuple(get_close_matches(name, known, 3, 0.8))
 
 
 def one_of(*values: str) -> Callable[[Any, list[str], str], list[str]]:
@@ -85,15 +99,20 @@ def _session(ctx: Any) -> Session | None:
 
 
 def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
-    from cfs_tags import tags
-    from cfs_tags.errors import CfsTagsError
-
     session = _session(ctx)
     if session is None:
         return []
+    return [name for name in _listed(session) if name.startswith("@trash/") == trash]
+
+
+def _listed(session: Session) -> list[str]:
+    """All tags, deployment refs and deleted tags."""
+    from cfs_tags import tags
+    from cfs_tags.errors import CfsTagsError
+
     try:
         with session.open() as repo:
-            return [tag.name for tag in (tags.trash(repo) if trash else tags.list_tags(repo))]
+            return [tag.name for tag in (*tags.list_tags(repo), *tags.trash(repo))]
     except (CfsTagsError, OSError):
         return []
 

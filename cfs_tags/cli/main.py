@@ -203,10 +203,17 @@ def _end(error: BaseException, words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
+    from cfs_tags.cli.complete import near
+    from cfs_tags.errors import TagNotFound
+
     group = typer.main.get_command(app)
     try:
         with group.make_context(PROGRAM, list(words)) as context:
-            group.invoke(context)
+            try:
+                group.invoke(context)
+            except TagNotFound as error:
+                error.near = near(context.obj, error.name)
+                raise
     except typer.Exit as stop:
         return stop.exit_code
     except OSError as error:

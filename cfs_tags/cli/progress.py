@@ -19,11 +19,15 @@ _WIDTH = 30
 class Progress:
     """A bar on standard error, where that is a terminal.  A context manager: it gives what is to be told, or None.
 
+    It has no thread, so processes may be forked while it is shown.
+
     Args:
         wanted: whether there shall be one at all.
+        label: what is being done, where what is counted is no bytes.
     """
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(self, wanted: bool, label: str | None = None) -> None:
+        self._label = label
         self._shown = False
         self._last = 0.0
         self._wanted = wanted and sys.stderr.isatty()
@@ -43,5 +47,6 @@ class Progress:
         self._last, self._shown = now, True
         part = min(done / total, 1.0) if total else 1.0
         filled = int(part * _WIDTH)
-        sys.stderr.write(f"\r{'#' * filled}{'.' * (_WIDTH - filled)} {part:4.0%} of {total / 1e6:.1f} MB\x1b[K")
+        before, after = ("", f" of {total / 1e6:.1f} MB") if self._label is None else (f"{self._label} ", "")
+        sys.stderr.write(f"\r{before}{'#' * filled}{'.' * (_WIDTH - filled)} {part:4.0%}{after}\x1b[K")
         sys.stderr.flush()

@@ -263,6 +263,18 @@ def test_a_name_that_is_not_there_gets_a_hint_how_it_may_be_meant(run: Run, name
     assert hint in run("show", name).err.splitlines()[1]
 
 
+@pytest.mark.parametrize("name", ["quay.io/apps/web", "web:1", "quay.io/app/web:1", "quay.io/apps/wbe:1"])
+def test_names_like_one_that_is_not_there_are_told(run: Run, name: str) -> None:
+    assert run("show", name).err.splitlines()[1].startswith(f"hint: there is {WEB}")
+    assert run("show", name, "--json").json["error"]["facts"]["near"][0] == WEB
+
+
+def test_a_deleted_tag_is_told_where_it_is_kept(run: Run) -> None:
+    run("delete", WEB, "--keep-for", "1h", ok=True)
+
+    assert run("show", WEB).err.splitlines()[1] == f"hint: there is @trash/{WEB}"
+
+
 def test_a_digest_that_is_none_is_refused_with_its_line(run: Run) -> None:
     said = run("update", "--stdin", "--json", input=f"\nmove {WEB} {DB} sha256:abc\n".encode())
 

@@ -152,7 +152,7 @@ def test_digests_are_whole_when_piped_and_short_on_a_terminal(repo: Path, run: R
 
 
 TABLES = [["list"], ["list", "--long"], ["log"], ["log", WEB], ["df"], ["serve", "--list"], ["trash"], ["deployments"]]
-SENTENCES = re.compile("not read: |Live: |Garbage: |[0-9a-f]{12}: ")
+SENTENCES = re.compile("not read: |Live: |Garbage: |[0-9a-f]{12}: |[0-9]+ of [0-9]+ have ")
 
 
 @pytest.mark.parametrize("columns", [40, 80])
