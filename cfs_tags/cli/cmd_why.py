@@ -78,7 +78,14 @@ def _step(step: Step) -> dict[str, str | None]:
 
 def _show(answer: Why) -> None:
     if answer.live:
-        output.lines([" -> ".join(f"{step.kind} {printable(step.name)}" for step in chain) for chain in answer.chains])
+        steps = [[f"{step.kind} {printable(step.name)}" for step in chain] for chain in answer.chains]
+        if output.on_terminal():
+            from cfs_tags.cli.screen import shortened
+
+            for chain in steps:
+                output.lines([f"{'  ' * depth}{shortened(step)}" for depth, step in enumerate(chain)])
+        else:
+            output.lines([" -> ".join(chain) for chain in steps])
         output.lines([f"live: {output.count(len(answer.chains), 'chain')}"])
     else:
         there = "" if answer.present else ", and not in the repository"

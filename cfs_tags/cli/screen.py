@@ -13,7 +13,7 @@ from unicodedata import combining, east_asian_width
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["layout"]
+__all__ = ["layout", "shortened"]
 
 _DIGITS = 12
 _DIGEST = re.compile(r"((?:oci-[a-z]+-)?sha(?:256|512):|@deployment/|)([0-9a-f]{64}|[0-9a-f]{128})")
@@ -33,7 +33,7 @@ def layout(headings: Sequence[str], rows: Sequence[Sequence[str]], columns: int,
         columns: how wide the terminal is.
         bold: show the headings in bold.
     """
-    cells = [[_shortened(cell) for cell in row] for row in rows]
+    cells = [[_short(cell) for cell in row] for row in rows]
     used = [index for index in range(len(headings)) if not cells or any(row[index] for row in cells)]
     names = [headings[index] for index in used]
     cells = [[row[index] for index in used] for row in cells]
@@ -87,7 +87,13 @@ def _wrapped(text: str, room: int) -> list[str]:
     return lines
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Text in which a digest, an id or an instant that stands alone, or behind a word, is short."""
+    word, blank, rest = text.rpartition(" ")
+    return f"{word}{blank}{_short(rest)}"
+
+
+def _short(text: str) -> str:
     found = _DIGEST.fullmatch(text)
     if found is not None:
         return f"{found[1]}{found[2][:_DIGITS]}"

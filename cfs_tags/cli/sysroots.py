@@ -191,7 +191,7 @@ def show_findings(view: SysrootView) -> None:
     for place in view.unread:
         where = f" ({printable(place.path)})" if place.path else ""
         option = _OPTIONS.get(place.name)
-        more = f" ({option} says where, or 'none')" if option is not None else ""
+        more = f"; say {option} or {option.split()[0]} none" if option is not None else ""
         output.lines([f"not read: {place.name}{where}: {printable(place.reason)}{more}"])
     for finding in view.findings:
         output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])

@@ -191,6 +191,13 @@ def test_a_deployment_is_named_on_a_terminal_as_a_command_takes_it(repo: Path, r
     assert run("resolve", name, ok=True).out.startswith("sha256:")
 
 
+def test_a_chain_is_a_line_for_each_step_on_a_terminal(repo: Path, run: Run, web: str) -> None:
+    assert f"ref streams/refs/oci/quay.io%2Fapps%2Fweb:1 -> manifest oci-manifest-{web}" in run("why", WEB, ok=True).lines
+
+    lines = on_terminal(repo, "why", WEB).split("\r\n")
+    assert lines[:2] == ["ref streams/refs/oci/quay.io%2Fapps%2Fweb:1", f"  manifest oci-manifest-{web[:19]}"]
+
+
 def test_no_colour_means_no_styles(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" in on_terminal(repo, "list")
     monkeypatch.setenv("NO_COLOR", "1")
