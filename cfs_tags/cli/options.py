@@ -40,7 +40,15 @@ Owners = Annotated[
         show_default=False,
     ),
 ]
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete.names, show_default=False)]
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        autocompletion=complete.names,
+        show_default=False,
+        help="A tag, @sha256:DIGITS, @deployment/ID, @trash/NAME or NAME@{N}.",
+    ),
+]
 
 OWNERS = ("app", "bootc", "deployment", "foreign")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
