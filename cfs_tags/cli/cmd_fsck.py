@@ -62,7 +62,7 @@ def command(
         if given and not repair:
             raise CommandLineError(command=ctx.command_path, text=f"{option} is for --repair")
     plan = None
-    with Progress(not as_json, "Checking") as progress:
+    with Progress("Checking", not as_json) as progress:
         if repair:
             from cfs_tags.fsck.repair import repair as mend
 

@@ -85,7 +85,7 @@ def command(
                 with repo.locked("shared", timeout):
                     made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
             else:
-                with stoppable(), Progress(not as_json, "Collecting") as progress:
+                with stoppable(), Progress("Collecting", not as_json) as progress:
                     made = gc.collect(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )

@@ -71,7 +71,8 @@ def command(
     limit = amount(max_layer_size, "--max-layer-size", unit=_GIB)
     timeout, named = seconds(lock_timeout), owners(owner)
 
-    from cfs_tags.apps import importing, mounting, platforms, sources
+    from cfs_tags.apps import importing, platforms, sources
+    from cfs_tags.apps.importing import mounting
     from cfs_tags.cli.machine import machine
     from cfs_tags.cli.progress import Progress
     from cfs_tags.cli.session import note
@@ -97,7 +98,7 @@ def command(
                 plan = importing.plan(repo, opened, name, options)
                 _print(plan, None, as_json)
                 return
-            with Progress(not as_json) as progress:
+            with Progress("Importing", not as_json, of_bytes=True) as progress:
                 done = importing.execute(
                     repo,
                     opened,

@@ -183,6 +183,7 @@ def test_a_bar_is_shown_on_a_terminal(repo: Path, monkeypatch: pytest.MonkeyPatc
 
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
 
     assert main(["--repo", str(repo), "fsck", "--content"]) == 0
     assert "Checking" in screen.getvalue()
