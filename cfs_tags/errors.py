@@ -888,7 +888,7 @@ class ProgramMissing(CfsTagsError):
 
 
 class ProgramFailed(CfsTagsError):
-    """Another program that we ran failed.  ``said`` is what it wrote, without the middle where it is long."""
+    """Another program that we ran failed.  ``said`` is the end of what it wrote."""
 
     code = "program-failed"
     program: str
@@ -897,7 +897,7 @@ class ProgramFailed(CfsTagsError):
 
     @property
     def message(self) -> str:
-        return f"{self.program} ended with status {self.exit_status}: {self.said}"
+        return f"{self.program} ended with status {self.exit_status}: {_short(self.said, 1000)}"
 
 
 class OutputFailed(CfsTagsError):

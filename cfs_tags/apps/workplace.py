@@ -18,8 +18,6 @@ __all__ = ["Machine", "WorkDirectory", "run"]
 
 _PATIENCE = 5.0
 """Seconds that a program has to end once it was asked to."""
-_SAID = 400
-"""Characters of the first and of the last that a program said."""
 
 
 class Machine(NamedTuple):
@@ -83,14 +81,18 @@ def run(program: str, *words: str) -> bytes:
 
 
 def _said(errors: bytes) -> str:
-    """What a program complained about: skopeo says it last in a long line, cfsctl in several lines, the cause last.
+    """Why a program has failed, by the end of what it wrote: of lines as Go programs log them what is in them, and of
+    those that only inform nothing, where there are others; of Rust programs the error and its causes, and not where in
+    their source it was."""
+    import re
 
-    Where in its source it went wrong is of no use here.
-    """
-    said = errors.decode("utf-8", "backslashreplace").partition("Stack backtrace:")[0]
-    lines = [line.strip() for line in said.splitlines()]
-    text = "; ".join([line for line in lines if line and line != "Caused by:"][-6:])
-    return text if len(text) <= 2 * _SAID else f"{text[:_SAID]} … {text[-_SAID:]}"
+    text = errors.decode("utf-8", "backslashreplace").partition("Stack backtrace:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", "Caused by:")][-6:]
+    logged = [re.fullmatch(r'time="[^"]*" level=(\w+) msg="((?:[^"\\]|\\.)*)".*', line) for line in lines]
+    wrong = [match for match in logged if match is not None and match[1] in ("fatal", "error", "panic")]
+    if wrong:
+        return "; ".join(re.sub(r'\\(["\\])', r"\1", match[2]) for match in wrong)
+    return "; ".join(lines)
 
 
 class WorkDirectory:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cfs_tags.tags import Facts, Tag
     from cfs_tags.values import Digest
 
-__all__ = ["Details", "details", "ended", "notes", "row", "to_json"]
+__all__ = ["Details", "details", "notes", "row", "to_json"]
 
 
 class Details(NamedTuple):
@@ -86,15 +86,8 @@ def to_json(found: Sequence[Tag], more: Mapping[Digest | None, Details] | None =
     return result
 
 
-def ended(tag: Tag) -> bool:
-    """Whether its time is over; it is there until the next collection."""
-    import time
-
-    return tag.expires is not None and len(tag.expires) == 16 and tag.expires <= time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-
-
 def notes(tag: Tag, more: Details | None = None) -> str:
     """What a row says besides: when it ends, and what is wrong with it."""
     problem = tag.problem or (more.problem if more is not None else None)
-    ends = f"{'ended' if ended(tag) else 'until'} {output.instant(tag.expires)}" if tag.expires is not None else ""
+    ends = f"until {output.instant(tag.expires)}" if tag.expires is not None else ""
     return "; ".join([text for text in (ends, f"problem: {problem}" if problem else "") if text])

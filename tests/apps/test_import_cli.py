@@ -298,7 +298,7 @@ def test_what_another_program_says_is_told_with_its_cause(
         words = ["import", app_image(tmp_path / "layout", "app").source, "--mountable"]
 
     message = json.loads(run(*words, "--json", status=1))["error"]["message"]
-    assert message.rstrip('"').endswith(said)
+    assert message.endswith(said)
 
 
 @pytest.mark.parametrize(

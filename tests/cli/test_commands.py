@@ -105,14 +105,6 @@ def test_a_duration_is_numbers_with_units(run: Run, text: str) -> None:
     assert "--expires" in said.err
 
 
-def test_a_lease_that_is_over_says_so_as_long_as_it_is_there(run: Run, repo: Path, web: str) -> None:
-    lease = repo / "streams/refs/cfs-tags/leases/20260101T000000Z.0/x"
-    lease.parent.mkdir(parents=True)
-    lease.symlink_to(f"../../../../oci-manifest-{web}")
-
-    assert "ended 2026-01-01T00:00:00Z" in run("list", "x", ok=True).out
-
-
 def test_a_tag_that_goes_to_another_home_says_to_which(run: Run, web: str) -> None:
     run("create", "x", WEB, "--private", ok=True)
 
