@@ -88,29 +88,6 @@ def view_of(
     return SysrootView.read(sysroot, repo.algorithm)
 
 
-def _whole_id(repo: ReadRepo, root: str, text: str) -> str:
-    """The id that an option names, whole or by the start of one that has a state directory."""
-    digits = repo.algorithm.hex_length
-    if not text or len(text) > digits or not set(text) <= set("0123456789abcdef"):
-        raise InvalidArgument(
-            argument="--booted", value=text, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
-        )
-    if len(text) == digits:
-        return text
-    found: list[str] = []
-    with suppress(OSError):
-        found = sorted(name for name in os.listdir(f"{root}/state/deploy") if name.startswith(text) and len(name) == digits)
-    if not found:
-        raise InvalidArgument(
-            argument="--booted",
-            value=text,
-            reason=f"is the start of no deployment that is there; whole ids have {digits} digits",
-        )
-    if len(found) > 1:
-        raise AmbiguousName(name=text, candidates=tuple(found))
-    return found[0]
-
-
 def has_sysroot(ctx: typer.Context, repo: ReadRepo, **options: str | bool | None) -> bool:
     """Whether there is a sysroot with the repository; ``options`` are those that mean nothing without one.
 
@@ -195,3 +172,26 @@ def show_findings(view: SysrootView) -> None:
         output.lines([f"not read: {place.name}{where}: {printable(place.reason)}{more}"])
     for finding in view.findings:
         output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
+
+
+def _whole_id(repo: ReadRepo, root: str, text: str) -> str:
+    """The id that an option names, whole or by the start of one that has a state directory."""
+    digits = repo.algorithm.hex_length
+    if not text or len(text) > digits or not set(text) <= set("0123456789abcdef"):
+        raise InvalidArgument(
+            argument="--booted", value=text, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
+        )
+    if len(text) == digits:
+        return text
+    found: list[str] = []
+    with suppress(OSError):
+        found = sorted(name for name in os.listdir(f"{root}/state/deploy") if name.startswith(text) and len(name) == digits)
+    if not found:
+        raise InvalidArgument(
+            argument="--booted",
+            value=text,
+            reason=f"is the start of no deployment that is there; whole ids have {digits} digits",
+        )
+    if len(found) > 1:
+        raise AmbiguousName(name=text, candidates=tuple(found))
+    return found[0]

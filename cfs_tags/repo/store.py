@@ -127,10 +127,7 @@ class ReadRepo(Directory):
         # the way composefs-rs does it for repositories without meta.json: by the name of any object
         parents = self.names(layout.OBJECTS)
         if parents is None:
-            reason = "it has neither meta.json nor objects/"
-            if self.names(f"composefs/{layout.OBJECTS}") is not None:
-                reason = "it is the root of a system, which --sysroot names; the repository is composefs/ in it"
-            raise RepositoryNotFound(path=self.path, reason=reason)
+            raise RepositoryNotFound(path=self.path, reason="it has neither meta.json nor objects/")
         for parent in parents:
             for name in self.names(f"{layout.OBJECTS}/{parent}") or ():
                 algorithm = Algorithm.of_hex_length(len(parent) + len(name))

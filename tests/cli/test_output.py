@@ -151,6 +151,14 @@ def test_digests_are_whole_when_piped_and_short_on_a_terminal(repo: Path, run: R
     assert web[:19] in text
 
 
+def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    narrow = run("list", "--long", ok=True).raw
+    monkeypatch.setenv("COLUMNS", "200")
+
+    assert run("list", "--long", ok=True).raw == narrow
+
+
 TABLES = [["list"], ["list", "--long"], ["log"], ["log", WEB], ["df"], ["serve", "--list"], ["trash"], ["deployments"]]
 SENTENCES = re.compile("not read: |Live: |Garbage: |[0-9a-f]{12}: |[0-9]+ of [0-9]+ have ")
 
@@ -215,14 +223,6 @@ def test_wide_characters_take_two_columns() -> None:
     lines = layout(("NAME", "OWNER"), [("\u6f22\u5b57", "x"), ("e\u0301", "y")], 40)
 
     assert lines == ["NAME  OWNER", "\u6f22\u5b57  x", "e\u0301     y"]
-
-
-def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "20")
-    narrow = run("list", "--long", ok=True).raw
-    monkeypatch.setenv("COLUMNS", "200")
-
-    assert run("list", "--long", ok=True).raw == narrow
 
 
 # -- outputs that fail -------------------------------------------------------------------------------------------------
