@@ -32,7 +32,12 @@ __all__ = [
     "view_of",
 ]
 
-_OPTIONS = {"uki": "--esp DIR", "boot-entry": "--boot DIR", "staged-file": "--run DIR", "kernel": "--booted ID"}
+_ADVICE = {
+    "uki": "--esp DIR says where it is, --esp none that there is none",
+    "boot-entry": "--boot DIR says where it is, --boot none that there is none",
+    "staged-file": "--run DIR says where that is, --run none that the system does not run",
+    "kernel": "--booted ID says which deployment is booted, --booted none that the system does not run",
+}
 
 Boot = Annotated[
     str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
@@ -167,9 +172,9 @@ def show_findings(view: SysrootView) -> None:
     """What was found wrong with the sysroot itself, and what could not be read, below a table."""
     for place in view.unread:
         where = f" ({printable(place.path)})" if place.path else ""
-        option = _OPTIONS.get(place.name)
-        more = f"; say {option} or {option.split()[0]} none" if option is not None else ""
-        output.lines([f"not read: {place.name}{where}: {printable(place.reason)}{more}"])
+        output.lines([f"not read: {place.name}{where}: {printable(place.reason)}"])
+        if place.name in _ADVICE:
+            output.lines([f"  {_ADVICE[place.name]}"])
     for finding in view.findings:
         output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
 

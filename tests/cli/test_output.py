@@ -160,7 +160,7 @@ def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: p
 
 
 TABLES = [["list"], ["list", "--long"], ["log"], ["log", WEB], ["df"], ["serve", "--list"], ["trash"], ["deployments"]]
-SENTENCES = re.compile("not read: |Live: |Garbage: |[0-9a-f]{12}: |[0-9]+ of [0-9]+ have ")
+SENTENCES = re.compile("not read: |  --|Live: |Garbage: |[0-9a-f]{12}: |[0-9]+ of [0-9]+ have ")
 
 
 @pytest.mark.parametrize("columns", [40, 80])
