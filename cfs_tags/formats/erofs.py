@@ -261,31 +261,56 @@ def scan_object_refs(data: Buffer, algorithm: Algorithm) -> bytes:
     Returns:
         Raw digests, one after the other; some may be there twice.
     """
-    found = []
+    digests, redirected = [], []
     # what is found in a part is much larger than its digests, and a mapping counts as memory as far as it was looked at
     for start in range(0, len(data), _PART):
-        end = min(start + _PART + _OVERLAP, len(data))
-        found.append(_scan_part(data, start, end, algorithm))
-        if isinstance(data, mmap) and end < len(data):
-            data.madvise(MADV_DONTNEED, start, _PART)
-    return b"".join(found)
+        digests.append(b"".join(_metacopy(algorithm).begin_in(data, start)))
+        redirected.append(_redirects(data, start, algorithm))
+        if isinstance(data, mmap):
+            data.madvise(MADV_DONTNEED, start, min(_PART, len(data) - start))
+    found, others = b"".join(digests), b"".join(redirected)
+    # composefs writes both xattrs of a file, in one order: nothing new then
+    return found if others == found else found + others
 
 
 _PART = 1 << 22
-_OVERLAP = 1 << 9
-"""Bytes of the longest thing that is looked for, and more: it may begin in one part and end in the next."""
 
 
-def _scan_part(data: Buffer, start: int, end: int, algorithm: Algorithm) -> bytes:
-    """The digests in a part of an image."""
-    metacopy, redirect, name = _patterns(algorithm)
-    digests = b"".join(metacopy.findall(data, start, end))
-    paths = redirect.findall(data, start, end)
-    redirected = _digests_of_paths(b"".join(paths), len(paths), algorithm)
-    if redirected is None or len(paths) != len(name.findall(data, start, end)):
-        redirected = b"".join(_each_redirect(data, start, end, algorithm))
-    # composefs writes both xattrs of a file, in one order: nothing new then
-    return digests if redirected == digests else digests + redirected
+class _Pattern(NamedTuple):
+    """Something of ``length`` bytes that is looked for, with what must stand behind it."""
+
+    compiled: re.Pattern[bytes]
+    length: int
+
+    def begin_in(self, data: Buffer, start: int) -> list[bytes]:
+        """Those that begin in a part; they may end in the next."""
+        return self.compiled.findall(data, start, start + _PART + self.length - 1)
+
+
+@cache
+def _metacopy(algorithm: Algorithm) -> _Pattern:
+    # The digest is looked at, not consumed: in a hostile image one xattr may begin within another.  Each pattern begins
+    # with literal text, which is what makes the search fast.
+    text = _METACOPY + _metacopy_header(algorithm)
+    compiled = re.compile(re.escape(text) + b"(?=(.{%d}))" % algorithm.size, re.DOTALL)
+    return _Pattern(compiled, len(text) + algorithm.size)
+
+
+@cache
+def _usual_redirect(algorithm: Algorithm) -> _Pattern:
+    text = _XATTR.pack(len(_REDIRECT), _TRUSTED, algorithm.hex_length + 2) + _REDIRECT
+    compiled = re.compile(re.escape(text) + b"(?=/(.{%d}))" % (algorithm.hex_length + 1), re.DOTALL)
+    return _Pattern(compiled, len(text) + algorithm.hex_length + 2)
+
+
+def _redirects(data: Buffer, start: int, algorithm: Algorithm) -> bytes:
+    """The digests of the redirects that begin in a part."""
+    paths = _usual_redirect(algorithm).begin_in(data, start)
+    usual = _digests_of_paths(b"".join(paths), len(paths), algorithm)
+    names = _Pattern(_REDIRECT_NAME, len(_REDIRECT)).begin_in(data, start + _XATTR.size)
+    if usual is not None and len(paths) == len(names):
+        return usual
+    return b"".join(_each_redirect(data, start, algorithm))
 
 
 def _digests_of_paths(paths: bytes, count: int, algorithm: Algorithm) -> bytes | None:
@@ -302,30 +327,19 @@ def _digests_of_paths(paths: bytes, count: int, algorithm: Algorithm) -> bytes |
     return digests if len(digests) == count * algorithm.size else None  # fromhex leaves blanks out
 
 
-def _each_redirect(data: Buffer, start: int, end: int, algorithm: Algorithm) -> Iterator[bytes]:
-    """The digest of each redirect in a part, whatever it looks like."""
-    for match in _patterns(algorithm)[2].finditer(data, start, end):
-        at = match.start()
-        if at < _XATTR.size:
-            continue
-        _, _, size = _XATTR.unpack_from(data, at - _XATTR.size)
+def _each_redirect(data: Buffer, start: int, algorithm: Algorithm) -> Iterator[bytes]:
+    """The digest of each of them, whatever it looks like."""
+    first = start + _XATTR.size
+    for match in _REDIRECT_NAME.finditer(data, first, first + _PART + len(_REDIRECT) - 1):
+        _, _, size = _XATTR.unpack_from(data, match.start() - _XATTR.size)
         digest = _redirect_digest(bytes(data[match.end() : match.end() + size]), algorithm)
         if digest is not None:
             yield digest
 
 
-@cache
-def _patterns(algorithm: Algorithm) -> tuple[re.Pattern[bytes], re.Pattern[bytes], re.Pattern[bytes]]:
-    # The digests are looked at, not consumed: in a hostile image one xattr may begin within another.  Each pattern
-    # begins with literal text, which is what makes the search fast.
-    metacopy = re.escape(_METACOPY + _metacopy_header(algorithm)) + b"(?=(.{%d}))" % algorithm.size
-    usual = re.escape(_XATTR.pack(len(_REDIRECT), _TRUSTED, algorithm.hex_length + 2) + _REDIRECT)
-    redirect = usual + b"(?=/(.{%d}))" % (algorithm.hex_length + 1)
-    return re.compile(metacopy, re.DOTALL), re.compile(redirect, re.DOTALL), re.compile(re.escape(_REDIRECT))
-
-
 _METACOPY = b"overlay.metacopy"
 _REDIRECT = b"overlay.redirect"
+_REDIRECT_NAME = re.compile(re.escape(_REDIRECT))
 
 
 def _metacopy_header(algorithm: Algorithm) -> bytes:
