@@ -131,6 +131,29 @@ def test_bound_refs_are_retired_with_their_deployment(host: tuple[Path, Deployme
         assert binding.bound_names(repo, name) == ()
 
 
+def test_bound_refs_alone_are_retired_with_their_deployment_too(host: tuple[Path, DeploymentId]) -> None:
+    """``bind`` takes any deployment that there is; that bootc removed it before it had a ref must not keep its images."""
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        binding.bind(repo, name)
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
+        (sysroot / "state/deploy" / name).rmdir()
+        (row,) = list_deployments(repo, view(sysroot))
+        assert (row.id, row.state) == (name, "gone")
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
+        assert binding.bound_names(repo, name) == ()
+        assert list_deployments(repo, view(sysroot)) == []
+
+
+def test_bound_refs_of_a_deployment_that_was_not_seen_yet_have_the_grace_time(host: tuple[Path, DeploymentId]) -> None:
+    sysroot, name = host
+    (sysroot / "state/deploy" / name).rmdir()
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        binding.bind(repo, name)
+        assert deploying.retire(repo, lambda: view(sysroot)).rows[0].done == "kept"
+        assert len(binding.bound_names(repo, name)) == 2
+
+
 def test_what_goes_with_a_deployment_is_counted_with_it(host: tuple[Path, DeploymentId]) -> None:
     """Its three links and its bound images are one name for ``df``: retiring takes them together."""
     sysroot, name = host
