@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cfs_tags import Repository, binding, deploying, tagging, tags, usage
+from cfs_tags.apps import platforms
+from cfs_tags.apps.importing import Options
 from cfs_tags.cli.main import main
 from cfs_tags.deployments import list_deployments
 from cfs_tags.errors import FormatError
@@ -15,7 +17,19 @@ from cfs_tags.formats import quadlet
 from cfs_tags.repo import contents, reflog
 from cfs_tags.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId
-from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
+from support.images import (
+    Layer,
+    app_image,
+    base_layer,
+    build_image,
+    build_index,
+    directory,
+    file,
+    host_layer,
+    pull_image,
+    symlink,
+)
+from support.importing import import_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,6 +261,29 @@ def test_a_bound_image_whose_tag_went_is_unchanged_and_an_incomplete_one_is_miss
         config.resolve().unlink()
         row = next(row for row in binding.plan_bind(repo, name).rows if row.name == WEB)
         assert row.done == "missing"
+
+
+def test_a_bound_image_may_go_by_the_digest_of_an_index_that_is_kept(
+    host: tuple[Path, DeploymentId], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what a pull says that the image's digest is, where there are several platforms."""
+    sysroot, name = host
+    images = {
+        machine: build_image(tmp_path / "multi", machine, [base_layer()], config={"architecture": machine})
+        for machine in ("amd64", "s390x")
+    }
+    digest = build_index(tmp_path / "multi", "multi", images)
+    source = f"oci:{tmp_path}/multi:multi"
+    options = Options(platform=platforms.parse("linux/s390x"), keep_index=True)
+    import_image(sysroot / "composefs", source, "other", options)
+    quadlets = [("one.image", lambda: f"[Image]\nImage=quay.io/x/y@{digest}\n".encode())]
+    monkeypatch.setattr(binding, "_quadlets", lambda repo, name: iter(quadlets))
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        (row,) = binding.bind(repo, name).rows
+        assert (row.done, row.digest) == ("bound", images["s390x"].manifest_digest)
+        tagging.delete(repo, ["other"])
+        (row,) = binding.bind(repo, name).rows  # the index went with its tag; the image stays bound
+        assert (row.done, row.digest) == ("unchanged", images["s390x"].manifest_digest)
 
 
 def test_deployment_and_bound_refs_are_made_in_one_transaction(host: tuple[Path, DeploymentId]) -> None:
