@@ -45,6 +45,7 @@ __all__ = [
     "InvalidInstruction",
     "InvalidTagName",
     "LayerTooLarge",
+    "LeaseEnded",
     "LockConflict",
     "LockTimeout",
     "MissingExtra",
@@ -325,6 +326,23 @@ class TagNotFound(NotFoundError):
     @property
     def hint(self) -> str:
         return "'cfs-tag list' shows the tags"
+
+
+class LeaseEnded(NotFoundError):
+    """A tag that was a lease, whose time is over.  ``digest`` is what it named, ``expires`` YYYYMMDDThhmmssZ."""
+
+    code = "lease-ended"
+    name: str
+    digest: str
+    expires: str
+
+    @property
+    def message(self) -> str:
+        return f"tag {_short(self.name)!r} was a lease, which ended at {self.expires}"
+
+    @property
+    def hint(self) -> str:
+        return f"what it named may still be there: 'cfs-tag create NAME @{self.digest}' keeps it"
 
 
 class TargetNotFound(NotFoundError):
