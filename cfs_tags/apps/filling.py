@@ -21,7 +21,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.apps.tarstream import opened
+from cfs_tags.apps.tarstream import let_go, opened
 from cfs_tags.errors import CfsTagsError, FormatError, InternalError, MissingObject, SystemFailure
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.values import ObjectId
@@ -278,7 +278,9 @@ def _pieces(
         raise MissingObject(object=object_id, needed_by="a layer")
     try:
         with opened(repo, object_id) as stream:
-            yield from _fill(repo, stream, objects, start, length, halves)
+            for piece in _fill(repo, stream, objects, start, length, halves):
+                let_go(stream)
+                yield piece
     finally:
         os.close(objects)
 
