@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo.objects import Scratch
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class LayerBuilder:
         self._store = store
         self._helper = helper
         self._table = _Table(store)
-        self._writer = splitstream.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER, self._table)
+        self._writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER, self._table)
         self._run = bytearray()
         self._aside = Scratch(store)
         self._body = bytearray()
@@ -173,7 +173,7 @@ class LayerBuilder:
 
 
 class _Table:
-    """Digests: the last of them in memory, the others in a file.  See :class:`cfs_tags.formats.splitstream.Table`."""
+    """Digests: the last of them in memory, the others in a file.  See :class:`cfs_tags.formats.splitwriter.Table`."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.size = 0
