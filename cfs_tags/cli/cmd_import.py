@@ -133,7 +133,9 @@ def _print(plan: Import, done: Imported | None, as_json: bool) -> None:
         if artifact not in tagged:
             output.lines([f"{'would take' if done is None else 'taken'}: {artifact}, about {subject}"])
     if plan.kept_index is not None:
-        output.lines([f"{'would keep' if done is None else 'kept'}: index {plan.kept_index[1]}"])
+        digest = plan.kept_index[1]
+        made = "" if digest == plan.source_digest else f"; made from the Docker index {plan.source_digest}"
+        output.lines([f"{'would keep' if done is None else 'kept'}: index {digest}{made}"])
     if done is None:
         output.lines([f"to read: {output.size(plan.bytes_to_read)} of layers"])
     elif done.objects:
@@ -157,6 +159,7 @@ def _to_json(plan: Import, done: Imported | None) -> dict[str, Any]:
     return {
         "dry_run": done is None,
         "source": plan.source,
+        "source_digest": plan.source_digest,
         "tags": [
             {
                 **output.named(name),
