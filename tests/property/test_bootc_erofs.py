@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from cfs_tags.errors import ExpectationFailed, FormatError
 from cfs_tags.formats import bootc, bootentry, bootorder, erofs, pe
-from cfs_tags.values import Algorithm, Digest, ObjectId
+from cfs_tags.values import Algorithm, Digest
 from support.peers import Cfsctl
+from support.scanning import scanned_refs
 
 HOSTS = Path(__file__).parents[1] / "data" / "hosts"
 ID = "ab" * 64
@@ -42,7 +43,7 @@ def all_of_an_image(data: bytes) -> None:
         erofs.read_path(data, path)
     for algorithm in Algorithm:
         exact = erofs.object_refs(data, algorithm)
-        assert exact <= {ObjectId.of_bytes(digest) for digest in erofs.scan_object_refs(data, algorithm)}
+        assert exact <= scanned_refs(data, algorithm)
 
 
 PARSERS: list[Callable[[bytes], object]] = [
@@ -291,7 +292,7 @@ def test_every_reference_is_found_and_the_scan_misses_none(data: st.DataObject, 
     image = image_with(local, [offsets[number] // 4 for number in used], b"".join(each.pack() for each in pooled))
 
     exact = erofs.object_refs(image, algorithm)
-    scanned = {ObjectId.of_bytes(digest) for digest in erofs.scan_object_refs(image, algorithm)}
+    scanned = scanned_refs(image, algorithm)
 
     assert exact == set(expected([*local, *(pooled[number] for number in used)], algorithm))
     assert exact <= scanned
@@ -306,7 +307,7 @@ def test_the_scan_misses_nothing_where_xattrs_overlap(data: st.DataObject, algor
         exact = erofs.object_refs(image, algorithm)
     except FormatError:
         return
-    assert exact <= {ObjectId.of_bytes(digest) for digest in erofs.scan_object_refs(image, algorithm)}
+    assert exact <= scanned_refs(image, algorithm)
 
 
 def test_a_directory_that_contains_itself_ends() -> None:
