@@ -880,7 +880,7 @@ class ProgramFailed(CfsTagsError):
 
     @property
     def message(self) -> str:
-        return f"{self.program} ended with status {self.exit_status}: {_short(self.said)}"
+        return f"{self.program} ended with status {self.exit_status}: {_short(self.said, 1000)}"
 
 
 class OutputFailed(CfsTagsError):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import Repository, gc, tags
+from cfs_tags import Repository, gc, tagging, tags
 from cfs_tags.apps import importing, layerbuild, platforms, tarstream
 from cfs_tags.apps.importing import Options, documents
 from cfs_tags.apps.served import Catalog, Manifest
@@ -429,6 +429,18 @@ def test_a_tag_that_names_something_else_stays_unless_forced_and_nothing_is_read
     assert tree(repo) == before
     done = import_image(repo, other.source, "app", Options(force=True))
     assert [result.done for result in done.tags.results] == ["moved"]
+
+
+def test_the_name_of_a_lease_whose_time_is_over_is_free(repo: Path, tmp_path: Path) -> None:
+    one, two = (app_image(tmp_path / "layout", name) for name in ("one", "two"))
+    import_image(repo, one.source, "one")
+    for image in (two, one):
+        with Repository.open(repo, write=True) as opened:
+            tagging.create(opened, "app", f"@{one.manifest_digest}", expires=tagging.expiry(-1), force=True)
+        import_image(repo, image.source, "app")
+        with Repository.open(repo) as opened:
+            assert tags.resolve(opened, "app") == image.manifest_digest
+        assert not any("/leases/" in path for path in all_refs(repo))
 
 
 def test_without_a_name_the_tag_is_called_what_the_source_calls_it(repo: Path, tmp_path: Path) -> None:

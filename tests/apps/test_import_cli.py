@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+from cfs_tags.cli.main import main
 from cfs_tags.repo import fsops
 from cfs_tags.repo.store import WriteRepo
 from support.images import (
@@ -100,6 +101,18 @@ def test_statuses_of_what_cannot_be(run: Run, repo: Path, tmp_path: Path) -> Non
             run("export", "x", f"oci:{tmp_path}/out", "--lock-timeout", "0.1", status=5)
         finally:
             holder.kill()
+
+
+def test_what_skopeo_says_is_the_reason_without_its_ornaments(
+    skopeo: Path, repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, reason in (("docker://127.0.0.1:1/x/y:1", "connection refused"), ("nowhere:x", 'unknown transport "nowhere"')):
+        assert main(["--repo", str(repo), "import", source, "x"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("cfs-tag: skopeo ended with status 1: ")
+        assert reason in said
+        assert "level=" not in said
+        assert "\\" not in said
 
 
 def test_export_says_that_the_manifest_is_another_one(run: Run, tmp_path: Path) -> None:

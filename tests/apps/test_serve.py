@@ -988,6 +988,23 @@ def test_descriptors_that_are_no_sockets_are_said_to_be(shop: Shop) -> None:
     assert "of LISTEN_FDS=40" in done.stderr
 
 
+def test_a_socket_for_one_connection_is_refused_and_not_waited_on_for_ever(shop: Shop) -> None:
+    """As systemd hands over with ``Accept=yes``: no connection will ever come of it."""
+    code = (
+        "import os, socket, sys\n"
+        "from cfs_tags.cli.main import main\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "client = socket.create_connection(listener.getsockname())\n"
+        "os.dup2(listener.accept()[0].detach(), 3)\n"
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+        "sys.exit(main(['--repo', sys.argv[1], 'serve']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, shop.repo], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "Accept=yes" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_standard_error_the_registry_is_served_all_the_same(shop: Shop, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
     with subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *words]) as running:
