@@ -545,6 +545,29 @@ def test_an_entry_of_an_index_may_be_an_index_and_several_may_be_the_same(repo: 
     }
 
 
+def test_images_of_an_index_for_which_there_is_no_name_are_said_to_be_left_out(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Versions of Windows are one platform; the first has its name."""
+    from cfs_tags.cli.main import main
+
+    layout = tmp_path / "layout"
+    images = [build_image(layout, name, [Layer([file(name, "x")])], config={"os": "windows"}) for name in ("1809", "2022")]
+    entries = [
+        {**image.descriptor, "platform": {"os": "windows", "architecture": "amd64", "os.version": image.ref}}
+        for image in (*images, images[0])
+    ]
+    add_index(layout, "multi", entries)
+    words = ["--repo", str(repo), "import", f"oci:{layout}:multi", "app", "--all-platforms"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {images[1].manifest_digest}, another image for windows/amd64\n" in said
+    assert said.count("left out") == 1
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["result"]["left_out"]
+    assert row == {"digest": images[1].manifest_digest, "platform": "windows/amd64"}
+
+
 def test_however_often_an_index_names_an_image_it_is_read_once(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

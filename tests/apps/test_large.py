@@ -1,4 +1,4 @@
-"""A file beyond 8 GiB, which no octal number in a tar header can say: in, out and served, with its content.
+"""What is large for real: a file beyond 8 GiB, which no octal number in a tar header can say, and a layer of a million files.
 
 Minutes, and 20 GB of disk, each: ``make large`` runs these, and nothing else does.
 """
@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,6 +33,15 @@ SIZE = (8 << 30) + 4097
 MARKS = {0: b"the beginning", (4 << 30) - 3: b"across 4 GiB", (8 << 30) - 5: b"across 8 GiB", SIZE - 7: b"the end"}
 """What is not zero in the file, by offset: the source is a sparse file, and no part can be taken for another."""
 CHUNK = 4 << 20
+PEAK = """
+import re, resource, sys
+from cfs_tags.cli.main import main
+status = main(sys.argv[1:])
+own = re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]
+print(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(status)
+"""
+"""A command, and the most memory that it and its largest child had, in KiB."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +59,26 @@ class Large(NamedTuple):
     diff_id: str
     length: int
     start: int
+
+
+def layout_of(home: Path, layer: Path, length: int) -> str:
+    """Makes the layer, a file in the directory of blobs, the only one of an image; gives its diff_id."""
+    diff_id = sha256(layer)
+    layer.rename(layer.parent / diff_id.removeprefix("sha256:"))
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
+    kind = "application/vnd.oci.image"
+    digest, size = put(home, config)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{kind}.manifest.v1+json",
+        "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest, "size": size},
+        "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": diff_id, "size": length}],
+    }
+    digest, size = put(home, manifest)
+    entry = {"mediaType": manifest["mediaType"], "digest": digest, "size": size}
+    (home / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (home / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    return diff_id
 
 
 def sha256(path: Path) -> str:
@@ -81,21 +111,7 @@ def large_image(home: Path, pax_header: bool) -> Large:
         file.seek(len(before) + SIZE + -SIZE % 512)
         file.write(after)
         length = file.tell()
-    diff_id = sha256(blobs / "layer")
-    (blobs / "layer").rename(blobs / diff_id.removeprefix("sha256:"))
-    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": [diff_id]}}
-    kind = "application/vnd.oci.image"
-    digest, size = put(home, config)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": f"{kind}.manifest.v1+json",
-        "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest, "size": size},
-        "layers": [{"mediaType": f"{kind}.layer.v1.tar", "digest": diff_id, "size": length}],
-    }
-    digest, size = put(home, manifest)
-    entry = {"mediaType": manifest["mediaType"], "digest": digest, "size": size}
-    (home / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (home / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    diff_id = layout_of(home, blobs / "layer", length)
     return Large(f"oci:{home}", diff_id, length, len(before))
 
 
@@ -152,3 +168,30 @@ def test_a_file_beyond_8_gib_comes_in_goes_out_and_is_served_with_every_byte(
         tail = served.get(place, headers={"Range": f"bytes={image.start + (8 << 30) - 5}-"})
         assert tail.body.startswith(b"across 8 GiB")
         assert tail.body.endswith(tars.entry(b"usr/after", b"a" * 100) + tars.END)
+
+
+def test_a_layer_of_a_million_files_takes_little_memory(repo: Path, tmp_path: Path) -> None:
+    """In processes of their own, whose peaks are looked at: the helper's, too."""
+    blobs = tmp_path / "layout/blobs/sha256"
+    blobs.mkdir(parents=True)
+    with (blobs / "layer").open("wb") as file:
+        file.write(tars.usr())
+        for number in range(1_000_000):
+            file.write(tars.entry(b"usr/%d" % number, b"%020d" % number * 5))
+        file.write(tars.END)
+        length = file.tell()
+    diff_id = layout_of(tmp_path / "layout", blobs / "layer", length)
+    peaks = []
+    for words in (
+        ("import", f"oci:{tmp_path}/layout", "app"),
+        ("import", f"oci:{tmp_path}/layout", "app"),
+        ("export", "app", f"oci:{tmp_path}/out:app"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "--repo", str(repo), *words], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        peaks.append(sum(map(int, done.stderr.split()[-2:])) >> 10)
+    assert sha256(tmp_path / "out/blobs/sha256" / diff_id.removeprefix("sha256:")) == diff_id
+    assert peaks[0] < 110
+    assert max(peaks[1:]) < 60

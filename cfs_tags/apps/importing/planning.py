@@ -78,6 +78,7 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
         tuple(named.items()),
         tuple(planner.referrers),
         (*planner.as_kept(*document), tag) if document is not None else None,
+        tuple((entry.platform, entry.digest) for entry in chosen.left_out),
         options,
     )
 

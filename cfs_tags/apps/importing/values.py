@@ -107,6 +107,7 @@ class Import(NamedTuple):
         referrers: subject and artifact, for each artifact that says it is about something.
         kept_index: bytes and digest of an index to keep, and the tag that it belongs to.  Where manifests of Docker's became
             OCI's, it is not the source's own.
+        left_out: images of an index for which there is no name, because another for the same platform has it.
         options: what was wanted.
     """
 
@@ -116,6 +117,7 @@ class Import(NamedTuple):
     names: tuple[tuple[str, Digest], ...]
     referrers: tuple[tuple[Digest, Digest], ...]
     kept_index: tuple[bytes, Digest, str] | None
+    left_out: tuple[tuple[Platform | None, Digest], ...]
     options: Options
 
     @property
