@@ -80,12 +80,13 @@ def keys_of_names(parent: str, names: list[str], digits: int) -> array[int] | No
     # each length: one name too short and one too long would shift all that stand between them
     if set(map(len, names)) - {digits - 2}:
         return None
+    text = parent + parent.join(names) if names else ""
     try:
-        table = bytes.fromhex(parent + parent.join(names)) if names else b""
+        table = bytes.fromhex(text)
     except ValueError:
         return None
-    # blanks are skipped by fromhex
-    return keys_of(table, digits // 16) if len(table) * 2 == digits * len(names) else None
+    # blanks and capital letters are digits to fromhex
+    return keys_of(table, digits // 16) if table.hex() == text else None
 
 
 def keys_of(table: bytes, step: int) -> array[int]:

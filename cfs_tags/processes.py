@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+from contextlib import suppress
 from functools import partial, reduce
 from threading import active_count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -45,19 +46,22 @@ def in_processes(
         return work(parts)
     shares = [parts[start::processes] for start in range(min(processes, len(parts)))]
     children: list[_Child] = []
-    # an interrupt during a fork may be lost, or leave a child that nobody knows
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    results = []
     try:
+        # an interrupt during a fork may be lost, or leave a child that nobody knows
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            for share in shares:
-                children.append(_fork(partial(work, share), [child.read for child in children], mask))
+            with suppress(OSError):  # no memory or no process to be had: fewer are slower, and enough
+                for share in shares:
+                    children.append(_fork(partial(work, share), [child.read for child in children], mask))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        results = []
         for share in shares:
-            data = children[0].result()
-            children.pop(0).end()
-            # what a child could not do is done here, and says what is wrong
+            data = None
+            if children:
+                data = children[0].result()
+                children.pop(0).end()
+            # what no child could do is done here, and says what is wrong
             results.append(work(share) if data is None else pickle.loads(data))
     finally:
         for child in children:

@@ -78,6 +78,21 @@ def test_what_a_killed_child_had_is_done_here() -> None:
     assert sorted(processes.in_processes(work, add, PARTS, 4, 2)) == sorted(PARTS)
 
 
+@pytest.mark.parametrize("allowed", [0, 1, 3])
+def test_what_no_process_is_to_be_had_for_is_done_here(monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    fork, made = os.fork, []
+
+    def scarce() -> int:
+        if len(made) == allowed:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        made.append(allowed)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", scarce)
+
+    assert sorted(processes.in_processes(list, add, PARTS, 4, 2)) == sorted(PARTS)
+
+
 def test_an_error_is_raised_here_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     def work(parts: Sequence[str]) -> list[str]:
         raise OSError(errno.EIO, "no such luck", parts[0])
