@@ -65,6 +65,7 @@ __all__ = [
     "RepositoryNotFound",
     "SourceNotFound",
     "SysrootNotFound",
+    "SysrootUnseen",
     "SystemFailure",
     "TagExists",
     "TagNotFound",
@@ -557,7 +558,31 @@ class PlaceUnread(RefusedError):
 
     @property
     def hint(self) -> str:
-        return "mount it; --repo alone collects by the refs that there are, without a look at deployments"
+        return "mount it; gc --no-sysroot collects by the refs that there are, without a look at deployments"
+
+
+class SysrootUnseen(RefusedError):
+    """bootc's repository, reached on a way that does not lead to its deployments.
+
+    ``images`` are EROFS images that no ref leads to, and that may be theirs; a collection stops where there are any.
+    """
+
+    code = "sysroot-unseen"
+    path: str
+    images: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        where = f"{self.path} is a repository of bootc's, and its sysroot is not known"
+        if not self.images:
+            return f"{where}: no deployment is adopted or retired"
+        named = ", ".join(f"{image[:12]}…" for image in self.images[:3])
+        more = f" and {len(self.images) - 3} more" if len(self.images) > 3 else ""
+        return f"{where}: images without a ref may be of deployments, and would be collected: {named}{more}"
+
+    @property
+    def hint(self) -> str:
+        return "name the physical root with --sysroot DIR; gc --no-sysroot collects by the refs that there are"
 
 
 class DeploymentMismatch(RefusedError):

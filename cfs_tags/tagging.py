@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
@@ -244,7 +245,10 @@ class _Planner:
         self._targets: dict[str, Digest] = {}
         self._checked: dict[Digest, bool] = {}
         self._taken: Taken | None = None
-        self._bootc = repo.is_bootc
+
+    @cached_property
+    def _bootc(self) -> bool:
+        return self._repo.is_bootc
 
     def plan(self) -> TagPlan:
         return TagPlan(tuple(self._changes), tuple(self._results))

@@ -94,7 +94,6 @@ HOMES = {
 }
 """Where the refs of each home stand."""
 
-_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 ENDED = "its time is over: the next collection removes it"
 """The problem of a lease that has ended and has no other."""
 _NUMBERED = re.compile(r"(.+)@\{(\d{1,9})\}", re.DOTALL | re.ASCII)
@@ -351,8 +350,7 @@ class _Health:
         expires = None
         if home in ("lease", "trash"):
             directory, _, relative = relative.partition("/")
-            match = _EXPIRY.fullmatch(directory)
-            expires = match[1] if match is not None else None
+            expires = layout.expiry_of(directory)
         name = layout.decode_name(relative)
         if home == "deployment":
             name, owner = f"@deployment/{name}", "deployment"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import layout
-from cfs_tags.formats.erofswalk import image_refs
+from cfs_tags.formats.erofswalk import image_table
 from cfs_tags.inventory import LOOKERS, keys_of, names_of_objects, object_directories
 from cfs_tags.processes import in_processes, look_in, processors
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
@@ -241,7 +241,7 @@ class _Reach:
         for object_id in images:
             try:
                 with mapped(self._repo, object_id, "an image ref") as data:
-                    tables[object_id] = bytes.fromhex("".join(image_refs(bytes(data), self._repo.algorithm)))
+                    tables[object_id] = image_table(bytes(data), self._repo.algorithm)
             except CfsTagsError as error:
                 problems.append(error.message)
         return tables, problems

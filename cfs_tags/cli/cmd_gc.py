@@ -11,7 +11,7 @@ from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
 from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
 from cfs_tags.cli.stopping import stoppable
-from cfs_tags.errors import BrokenRoots, InvalidArgument, TargetNotFound, printable
+from cfs_tags.errors import BrokenRoots, CfsTagsError, InvalidArgument, SysrootUnseen, TargetNotFound, printable
 from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ def command(
     ] = False,
     image_only: Annotated[
         bool, typer.Option("--image-only", help="Keep a deployment that cannot be resolved by its EROFS image alone.")
+    ] = False,
+    no_sysroot: Annotated[
+        bool, typer.Option("--no-sysroot", help="Look at no deployments: one without a ref loses its content.")
     ] = False,
     boot: sysroots.Boot = None,
     esp: sysroots.Esp = None,
@@ -71,11 +74,18 @@ def command(
         prune_referrers=prune_referrers,
         keep_broken=keep_broken,
         image_only=image_only,
+        no_sysroot=no_sysroot,
     )
     session = ctx.obj
     with session.open(write=True) as repo:
-        with_sysroot = sysroots.has_sysroot(ctx, repo, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted)
-        warnings = [TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)]
+        with_sysroot = sysroots.has_sysroot(
+            ctx, repo, ignored=no_sysroot, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted
+        )
+        warnings: list[CfsTagsError] = [
+            TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)
+        ]
+        if not with_sysroot and not no_sysroot and repo.is_bootc:
+            warnings.append(SysrootUnseen(path=repo.path))
 
         def read() -> SysrootView:
             return sysroots.view_of(session, repo, boot, esp, run, booted)
@@ -130,6 +140,7 @@ def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
         "problems": [{"message": problem.message, "refs": problem.refs} for problem in made.problems],
         "slices": getattr(made, "slices", None),
         "stopped": getattr(made, "stopped", None),
+        "meta_json": made.meta,
     }
 
 
@@ -151,6 +162,8 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
             f"{swept.streams} streams and {swept.images} images {would}forgotten; {made.live} objects stay"
         ]
     )
+    if made.meta:
+        output.lines([f"meta.json {would}written: there was none"])
     stopped = getattr(made, "stopped", None)
     if stopped is not None:
         output.lines([f"stopped early: {stopped}"])

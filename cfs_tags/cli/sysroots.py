@@ -88,20 +88,23 @@ def view_of(
     return SysrootView.read(sysroot, repo.algorithm)
 
 
-def has_sysroot(ctx: typer.Context, repo: ReadRepo, **options: str | bool | None) -> bool:
+def has_sysroot(ctx: typer.Context, repo: ReadRepo, *, ignored: bool = False, **options: str | bool | None) -> bool:
     """Whether there is a sysroot with the repository; ``options`` are those that mean nothing without one.
+
+    ``ignored`` is ``--no-sysroot``: then there is none, whatever is there.
 
     Raises:
         CommandLineError: one of them is given, and there is none.
     """
-    if ctx.obj.sysroot is not None or repo.sysroot is not None:
+    if not ignored and (ctx.obj.sysroot is not None or repo.sysroot is not None):
         return True
     for name, value in options.items():
         if value:
             option = "--" + name.replace("_", "-")
-            raise CommandLineError(
-                command=ctx.command_path, text=f"{option} is for a repository with a sysroot: name it with --sysroot"
-            )
+            text = f"{option} is for a repository with a sysroot: name it with --sysroot"
+            if ignored:
+                text = f"{option} and --no-sysroot exclude each other"
+            raise CommandLineError(command=ctx.command_path, text=text)
     return False
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from mmap import MADV_DONTNEED, mmap
 from struct import Struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
@@ -38,7 +39,6 @@ from cfs_tags.values import Algorithm, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from mmap import mmap
 
     Buffer = bytes | bytearray | memoryview | mmap
 
@@ -261,12 +261,29 @@ def scan_object_refs(data: Buffer, algorithm: Algorithm) -> bytes:
     Returns:
         Raw digests, one after the other; some may be there twice.
     """
+    found = []
+    # what is found in a part is much larger than its digests, and a mapping counts as memory as far as it was looked at
+    for start in range(0, len(data), _PART):
+        end = min(start + _PART + _OVERLAP, len(data))
+        found.append(_scan_part(data, start, end, algorithm))
+        if isinstance(data, mmap) and end < len(data):
+            data.madvise(MADV_DONTNEED, start, _PART)
+    return b"".join(found)
+
+
+_PART = 1 << 22
+_OVERLAP = 1 << 9
+"""Bytes of the longest thing that is looked for, and more: it may begin in one part and end in the next."""
+
+
+def _scan_part(data: Buffer, start: int, end: int, algorithm: Algorithm) -> bytes:
+    """The digests in a part of an image."""
     metacopy, redirect, name = _patterns(algorithm)
-    digests = b"".join(metacopy.findall(data))
-    paths = redirect.findall(data)
+    digests = b"".join(metacopy.findall(data, start, end))
+    paths = redirect.findall(data, start, end)
     redirected = _digests_of_paths(b"".join(paths), len(paths), algorithm)
-    if redirected is None or len(paths) != len(name.findall(data)):
-        redirected = b"".join(_each_redirect(data, name, algorithm))
+    if redirected is None or len(paths) != len(name.findall(data, start, end)):
+        redirected = b"".join(_each_redirect(data, start, end, algorithm))
     # composefs writes both xattrs of a file, in one order: nothing new then
     return digests if redirected == digests else digests + redirected
 
@@ -285,13 +302,13 @@ def _digests_of_paths(paths: bytes, count: int, algorithm: Algorithm) -> bytes |
     return digests if len(digests) == count * algorithm.size else None  # fromhex leaves blanks out
 
 
-def _each_redirect(data: Buffer, name: re.Pattern[bytes], algorithm: Algorithm) -> Iterator[bytes]:
-    """The digest of each redirect, whatever it looks like."""
-    for match in name.finditer(data):
-        start = match.start()
-        if start < _XATTR.size:
+def _each_redirect(data: Buffer, start: int, end: int, algorithm: Algorithm) -> Iterator[bytes]:
+    """The digest of each redirect in a part, whatever it looks like."""
+    for match in _patterns(algorithm)[2].finditer(data, start, end):
+        at = match.start()
+        if at < _XATTR.size:
             continue
-        _, _, size = _XATTR.unpack_from(data, start - _XATTR.size)
+        _, _, size = _XATTR.unpack_from(data, at - _XATTR.size)
         digest = _redirect_digest(bytes(data[match.end() : match.end() + size]), algorithm)
         if digest is not None:
             yield digest

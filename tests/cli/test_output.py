@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -147,6 +148,18 @@ def test_digests_are_whole_when_piped_and_short_on_a_terminal(repo: Path, run: R
     text = without_styles(on_terminal(repo, "list", WEB))
     assert web not in text
     assert web[:19] in text
+
+
+def test_a_collection_shows_how_far_it_is_on_a_terminal_alone(repo: Path, run: Run) -> None:
+    shown = on_terminal(repo, "gc")
+    assert re.search(r"Collecting.* 100%", without_styles(shown)), "how much of how much"
+    assert without_styles(shown).rstrip().splitlines()[-1].endswith("stay"), "and it is gone afterwards"
+    assert "Collecting" not in on_terminal(repo, "gc", "--dry-run")
+    assert json.loads(on_terminal(repo, "gc", "--json"))["command"] == "gc"
+
+    piped = run("gc")
+    assert "Collecting" not in piped.out + piped.err
+    assert "\x1b" not in piped.out + piped.err
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

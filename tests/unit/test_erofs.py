@@ -108,6 +108,16 @@ def test_the_scan_finds_the_same_in_images_that_composefs_makes(made: Made) -> N
     assert scanned_refs(made.data, made.algorithm) == erofs.object_refs(made.data, made.algorithm)
 
 
+@pytest.mark.parametrize("part", [4096, 8192, 40960])
+def test_so_does_a_scan_in_parts_of_a_mapping(made: Made, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(erofs, "_PART", part)
+    with (
+        open(made.repo / "images" / made.name, "rb") as file_,
+        mmap.mmap(file_.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+    ):
+        assert scanned_refs(mapped, made.algorithm) == erofs.object_refs(made.data, made.algorithm)
+
+
 def test_an_image_of_the_other_algorithm_has_no_objects(made: Made) -> None:
     other = Algorithm.SHA256 if made.algorithm is Algorithm.SHA512 else Algorithm.SHA512
 
