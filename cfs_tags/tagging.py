@@ -16,6 +16,7 @@ from cfs_tags.errors import (
     ExpectationFailed,
     IncompleteTarget,
     InvalidArgument,
+    InvalidDigest,
     InvalidInstruction,
     LeaseEnded,
     OwnerRefused,
@@ -325,7 +326,12 @@ class _Planner:
         found = _value(tag) or ABSENT
         wanted = instruction.expected
         if wanted != ABSENT and wanted is not None:
-            wanted = Digest.parse(wanted.removeprefix("@"))
+            try:
+                wanted = Digest.parse(wanted.removeprefix("@"))
+            except InvalidDigest as error:
+                if not instruction.line:
+                    raise
+                raise InvalidInstruction(line=instruction.line, text=wanted, reason=f"is not {error.wanted}") from None
         if found != wanted:
             raise ExpectationFailed(ref=instruction.name, wanted=str(wanted), found=found)
 

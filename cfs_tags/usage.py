@@ -124,6 +124,12 @@ def _groups(repo: ReadRepo, changes: Iterable[RefChange]) -> list[_Group]:
     for path, link in links.items():
         if link:
             targets.setdefault(_named(path), set()).add((path.partition("/")[0], link.rpartition("/")[2]))
+    for path, owner in [key for key in targets if key[0].startswith(f"{layout.INDEXES}/")]:
+        # an index goes where the tag goes that it is kept with
+        name = layout.decode_name(path[len(layout.INDEXES) + 1 :])
+        of_tag = next((key for key in ((name, owner), (f"@trash/{name}", owner)) if key in targets), None)
+        if of_tag is not None:
+            targets[of_tag] |= targets.pop((path, owner))
     same: dict[tuple[str, frozenset[tuple[str, str]]], list[str]] = {}
     for (name, owner), mine in targets.items():
         same.setdefault((owner, frozenset(mine)), []).append(name)

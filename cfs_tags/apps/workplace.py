@@ -58,7 +58,12 @@ def run(program: str, *words: str) -> bytes:
     import subprocess
 
     try:
-        child = subprocess.Popen([program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            [program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     except OSError as error:
         raise SystemFailure.of(error, "run", program) from error
     with child:
@@ -77,10 +82,12 @@ def run(program: str, *words: str) -> bytes:
 
 def _said(errors: bytes) -> str:
     """Why a program has failed, by the end of what it wrote: of lines as Go programs log them what is in them, and of
-    those that only inform nothing, where there are others."""
+    those that only inform nothing, where there are others; of Rust programs the error and its causes, and not where in
+    their source it was."""
     import re
 
-    lines = errors.decode("utf-8", "backslashreplace").strip().splitlines()[-3:]
+    text = errors.decode("utf-8", "backslashreplace").partition("Stack backtrace:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", "Caused by:")][-6:]
     logged = [re.fullmatch(r'time="[^"]*" level=(\w+) msg="((?:[^"\\]|\\.)*)".*', line) for line in lines]
     wrong = [match for match in logged if match is not None and match[1] in ("fatal", "error", "panic")]
     if wrong:

@@ -479,7 +479,7 @@ def test_without_permission_to_read_the_system_says_no(reachable: Path) -> None:
 
     assert (said["code"], said["status"]) == ("system-failure", 1)
     assert said["text"] == f"cannot open {reachable}: Permission denied"
-    assert said["hint"] == "run it as the owner of the repository, or as root"
+    assert said["hint"] == "run it as the owner, or as root"
 
 
 @root_only
