@@ -95,6 +95,7 @@ class ReadRepo(Directory):
             self._refuse_links()
             self.meta = self._read_meta()
             self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
+            self._guarded: bool | None = None
         except BaseException:
             self.close()
             raise
@@ -131,6 +132,34 @@ class ReadRepo(Directory):
         for algorithm, _ in self._named_as_objects(parents):
             return algorithm
         raise RepositoryNotFound(path=self.path, reason="it has no meta.json and no object that would tell its algorithm")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``).
+
+        Without one the first object that is found tells, as it does for cfsctl.
+
+        Raises:
+            SystemFailure: the system would not say.
+        """
+        if self.meta is not None:
+            return verity.is_secure(self.fd)
+        if self._guarded is None:
+            self._guarded = self._first_is_guarded()
+        return self._guarded
+
+    def _first_is_guarded(self) -> bool:
+        for _, path in self._named_as_objects(self.names(layout.OBJECTS) or ()):
+            fd = self.open_file(path)
+            if fd is None:
+                continue  # it went just now
+            try:
+                return verity.verity_digest(fd) is not None
+            except OSError as error:
+                raise SystemFailure.of(error, "read", self._shown(path)) from error
+            finally:
+                os.close(fd)
+        return False
 
     def _named_as_objects(self, parents: Iterable[str]) -> Iterator[tuple[Algorithm, str]]:
         for parent in parents:
@@ -259,7 +288,6 @@ class WriteRepo(ReadRepo):
         try:
             self._refuse_read_only()
             self.owner = self._foreign_owner()
-            self._guarded: bool | None = None
         except BaseException:
             self.close()
             raise
@@ -299,34 +327,6 @@ class WriteRepo(ReadRepo):
             if error.errno == errno.EROFS:
                 raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY) from error
             raise SystemFailure.of(error, "make", self._shown(path)) from error
-
-    @property
-    def is_secure(self) -> bool:
-        """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``).
-
-        Without one the first object that is found tells, as it does for cfsctl.
-
-        Raises:
-            SystemFailure: the system would not say.
-        """
-        if self.meta is not None:
-            return verity.is_secure(self.fd)
-        if self._guarded is None:
-            self._guarded = self._first_is_guarded()
-        return self._guarded
-
-    def _first_is_guarded(self) -> bool:
-        for _, path in self._named_as_objects(self.names(layout.OBJECTS) or ()):
-            fd = self.open_file(path)
-            if fd is None:
-                continue  # it went just now
-            try:
-                return verity.verity_digest(fd) is not None
-            except OSError as error:
-                raise SystemFailure.of(error, "read", self._shown(path)) from error
-            finally:
-                os.close(fd)
-        return False
 
     def write_meta(self) -> bool:
         """Make ``meta.json`` where there is none, as cfsctl does whenever it opens such a repository.

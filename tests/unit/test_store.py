@@ -407,7 +407,7 @@ def test_a_repository_that_is_read_has_no_method_that_changes_it() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    assert public(WriteRepo) - public(ReadRepo) == {"add_object", "add_stream", "is_secure", "make_directories", "write_meta"}
+    assert public(WriteRepo) - public(ReadRepo) == {"add_object", "add_stream", "make_directories", "write_meta"}
 
 
 def test_a_repository_opened_for_reading_cannot_be_written(stocked: Path) -> None:
