@@ -13,11 +13,12 @@ PIP := -m pip --disable-pip-version-check --no-input --quiet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help demo test soak vm lint bench clean
+.PHONY: help demo test soak large vm lint bench clean
 help: ## show what there is
 	@echo 'make demo    run cfs-tag on a copy of the recorded host in examples/'
 	@echo 'make test    linters, types, import contracts and all tests'
 	@echo 'make soak    stop a collection everywhere, then collect beside pulls and tags for ten minutes (CFS_TAGS_SOAK_SECONDS)'
+	@echo 'make large   files beyond 8 GiB in, out and served: minutes, and 20 GB of disk in TMPDIR'
 	@echo 'make vm      the tests that need a kernel with fs-verity alone, in a QEMU machine'
 	@echo 'make lint    the linters, types and import contracts alone'
 	@echo 'make bench   measure time and memory of the installed program'
@@ -33,6 +34,9 @@ test: lint
 soak: $(VENV)/tools
 	CFS_TAGS_EVERY_STOP=1 $(IN)/python -m pytest tests/gc/test_stops.py $(PYTEST_ARGS)
 	CFS_TAGS_SOAK_SECONDS=$${CFS_TAGS_SOAK_SECONDS:-600} $(IN)/python -m pytest tests/gc/test_beside.py -k waits_for_ever $(PYTEST_ARGS)
+
+large: $(VENV)/tools
+	$(IN)/python -m pytest -m large tests/apps/test_large.py $(PYTEST_ARGS)
 
 vm: $(VENV)/tools
 	$(IN)/python -m pytest -m vm tests/vm $(PYTEST_ARGS)

@@ -155,10 +155,25 @@ def _held(repo: ReadRepo, image: str) -> Digest | None:
     match = _DIGEST.fullmatch(image)
     if match is not None:
         digest = Digest.trusted(match[1])
-        return digest if repo.stream_object(ContentId.manifest(digest)) is not None else None
+        return digest if repo.stream_object(ContentId.manifest(digest)) is not None else _of_index(repo, digest)
     named = image if ":" in image.rpartition("/")[2] else f"{image}:latest"
     for name in dict.fromkeys((image, named, f"docker://{image}", f"docker://{named}")):
         tag = tags.find(repo, name)
         if tag is not None and tag.digest is not None and tag.problem is None:
             return tag.digest
+    return None
+
+
+def _of_index(repo: ReadRepo, digest: Digest) -> Digest | None:
+    """The image that stands for an index: the one of the tag with which the index is kept, if it is one of it."""
+    content_id = ContentId.blob(digest)
+    for path, link in refs.walk(repo, layout.INDEXES):
+        if link is None or link.rpartition("/")[2] != content_id:
+            continue
+        tag = tags.find(repo, layout.decode_name(path[len(layout.INDEXES) + 1 :]))
+        index = tags.kept_index(repo, content_id)
+        if tag is not None and tag.problem is None and index is not None:
+            found = next((entry.digest for entry in index.manifests if entry.digest == tag.digest), None)
+            if found is not None:
+                return found
     return None

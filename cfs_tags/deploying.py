@@ -375,14 +375,18 @@ def _reason_to_keep(
 
 
 def _made(repo: ReadRepo, name: DeploymentId) -> int | None:
-    """When the newest part of a ref was made, in nanoseconds since 1970; None where there is none."""
-    times = []
-    for path in ref_paths(name).values():
-        try:
-            times.append(os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_mtime_ns)
-        except OSError:
-            continue
-    return max(times, default=None)
+    """When the newest part of a ref was made, in nanoseconds since 1970, where there is none the newest bound ref; None
+    where there is neither."""
+    for paths in (ref_paths(name).values(), [path for path, _ in refs.walk(repo, f"{layout.BOUND}/{name}")]):
+        times = []
+        for path in paths:
+            try:
+                times.append(os.stat(path, dir_fd=repo.fd, follow_symlinks=False).st_mtime_ns)
+            except OSError:
+                continue
+        if times:
+            return max(times)
+    return None
 
 
 def _seen(repo: ReadRepo) -> dict[str, int]:

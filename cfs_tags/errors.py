@@ -46,6 +46,7 @@ __all__ = [
     "InvalidInstruction",
     "InvalidTagName",
     "LayerTooLarge",
+    "LeaseEnded",
     "LockConflict",
     "LockTimeout",
     "MissingExtra",
@@ -345,6 +346,23 @@ class TagNotFound(NotFoundError):
         if self.near:
             return f"there is {', '.join(self.near)}"
         return "'cfs-tag list' shows the tags, 'cfs-tag trash' deleted ones that are kept"
+
+
+class LeaseEnded(NotFoundError):
+    """A tag that was a lease, whose time is over.  ``digest`` is what it named, ``expires`` YYYYMMDDThhmmssZ."""
+
+    code = "lease-ended"
+    name: str
+    digest: str
+    expires: str
+
+    @property
+    def message(self) -> str:
+        return f"tag {_short(self.name)!r} was a lease, which ended at {self.expires}"
+
+    @property
+    def hint(self) -> str:
+        return f"what it named may still be there: 'cfs-tag create NAME @{self.digest}' keeps it"
 
 
 class TargetNotFound(NotFoundError):

@@ -202,7 +202,7 @@ def plan_refs(repo: ReadRepo, view: SysrootView | None, *, image_only: bool = Fa
 
 def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]:
     """Removal of leases and trash whose time is over."""
-    moment = _moment(now)
+    moment = tags.moment(now)
     for top in (layout.LEASES, layout.TRASH):
         for path, link in refs.walk(repo, top):
             directory, _, name = path[len(top) + 1 :].partition("/")
@@ -215,10 +215,6 @@ def _with_indexes(repo: ReadRepo, expired: tuple[RefChange, ...]) -> tuple[RefCh
     """Expiry, and removal of indexes that were kept for tags that are gone, or will be."""
     alone = tags.orphaned_indexes(repo, {change.path for change in expired})
     return (*expired, *(RefChange(path, link, None, "expire") for path, link in alone))
-
-
-def _moment(now: float | None = None) -> str:
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if now is None else now))
 
 
 _OF_OTHERS = frozenset({"boot-entry", "staged-entry", "uki"})
@@ -624,7 +620,7 @@ def _expire(repo: WriteRepo, note: Note, timeout: float) -> tuple[RefChange, ...
 
 def _clear_directories(repo: WriteRepo) -> None:
     """Remove directories of leases and trash whose time is over and that are empty; the refs lock is held."""
-    moment = _moment()
+    moment = tags.moment()
     for top in (layout.LEASES, layout.TRASH):
         for name in repo.names(top) or ():
             expires = layout.expiry_of(name)

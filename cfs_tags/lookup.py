@@ -93,10 +93,11 @@ def ref_paths(name: DeploymentId) -> dict[str, str]:
 
 
 def referred(repo: ReadRepo) -> list[DeploymentId]:
-    """Deployments that have a ref, or a part of one, by id."""
+    """Deployments that have a ref, a part of one, or app images that are bound to them, by id."""
     found: list[str] = []
     for top in (layout.DEPLOYMENTS, layout.CONFIGS, layout.DEPLOYMENT_IMAGES):
         found.extend(repo.names(top) or ())
+    found.extend(name for name in repo.names(layout.BOUND) or () if repo.names(f"{layout.BOUND}/{name}"))
     shape = re.compile(f"[0-9a-f]{{{repo.algorithm.hex_length}}}", re.ASCII)
     return sorted({DeploymentId.trusted(name) for name in found if shape.fullmatch(name)})
 

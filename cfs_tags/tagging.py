@@ -18,6 +18,7 @@ from cfs_tags.errors import (
     InvalidArgument,
     InvalidDigest,
     InvalidInstruction,
+    LeaseEnded,
     OwnerRefused,
     TagExists,
     TagNotFound,
@@ -27,6 +28,7 @@ from cfs_tags.repo import contents, reflog, refs
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import ABSENT, NO_NOTE, Note, RefChange
 from cfs_tags.tags import (
+    ENDED,
     HOMES,
     Tag,
     Taken,
@@ -140,7 +142,7 @@ def plan_rename(repo: ReadRepo, old: str, new: str, *, owners: Sequence[str] = (
     target = find(repo, new)
     if target is not None and target.path == tag.path:
         target = None  # only the place changes, if that: a name in a directory below oci/ becomes one of ours
-    if target is not None and not force:
+    if target is not None and not force and not target.has_ended:
         raise TagExists(name=new, found=str(target.digest or target.link), wanted=digest)
     # the new name first: at no instant is the content without a ref
     link = layout.ref_link(path, ContentId.manifest(digest))
@@ -170,6 +172,8 @@ def plan_restore(repo: ReadRepo, text: str, *, owners: Sequence[str] = ()) -> Ta
     numbered = None if tag is not None else split_numbered(text)
     name = numbered[0] if numbered is not None else text
     current = find(repo, name) if numbered is not None else tag
+    if current is not None and current.has_ended:
+        current = None
     kept = None
     if numbered is not None:
         digest = logged_digest(repo, *numbered)
@@ -296,6 +300,8 @@ class _Planner:
         tag = find(self._repo, name)
         if tag is None:
             raise TagNotFound(name=name)
+        if tag.has_ended:
+            raise LeaseEnded(name=name, digest=tag.value, expires=tag.expires or "")
         self.allow(name)
         return tag
 
@@ -317,7 +323,7 @@ class _Planner:
         return tag
 
     def _compare(self, instruction: Instruction, tag: Tag | None) -> None:
-        found = tag.value if tag is not None else ABSENT
+        found = _value(tag) or ABSENT
         wanted = instruction.expected
         if wanted != ABSENT and wanted is not None:
             try:
@@ -333,16 +339,19 @@ class _Planner:
         if tag is None:
             raise TagNotFound(name=instruction.name)
         self.allow(instruction.name)
-        if instruction.expires is not None and tag.digest is not None and tag.problem is None:
+        if instruction.expires is not None and tag.digest is not None and tag.problem in (None, ENDED):
             path = self._expiring(layout.TRASH, instruction.expires, instruction.name)
             self._changes.append(RefChange(path, None, layout.ref_link(path, ContentId.manifest(tag.digest)), "delete"))
         self._changes.append(RefChange(tag.path, tag.link, None, "delete"))
         if instruction.expires is None:
             self.index(instruction.name, None, "delete")
-        self._results.append(TagResult(instruction.name, "deleted", _value(tag), None, tag.home))
+        self._results.append(TagResult(instruction.name, "deleted", tag.value, None, tag.home))
 
     def _set(self, instruction: Instruction, tag: Tag | None) -> None:
         name = instruction.name
+        ended = None
+        if tag is not None and tag.has_ended:
+            ended, tag = tag, None
         if tag is None:
             name = TagName.parse(name)
             if instruction.verb == "move":
@@ -365,6 +374,8 @@ class _Planner:
             self._changes.append(RefChange(path, None, link, action))
             if tag is not None:
                 self._changes.append(RefChange(tag.path, tag.link, None, action))
+        if ended is not None:
+            self._changes.append(RefChange(ended.path, ended.link, None, "expire"))
         if tag is None or tag.digest != digest:
             self.index(name, digest, action)
         self._results.append(TagResult(name, "created" if tag is None else "moved", _value(tag), digest, home))
@@ -562,4 +573,5 @@ def restore(
 
 
 def _value(tag: Tag | None) -> str | None:
-    return tag.value if tag is not None else None
+    """What a tag names now: nothing where there is none, or it was a lease that has ended."""
+    return tag.value if tag is not None and not tag.has_ended else None

@@ -11,12 +11,16 @@ lease      ``…/cfs-tags/leases/<expiry>.<n>/…``     as private; until the ex
 trash      ``…/cfs-tags/trash/<expiry>.<n>/…``      as ``@trash/<name>``: no tag any more, content kept until the expiry
 =========  =======================================  ====================================================================
 
+A lease whose time is over is no tag any more, though its link stands until the next collection: it is listed with that for its
+problem, ``why`` and ``df`` do not count it, nothing is resolved or served by it, and its name is free.
+
 Nothing here takes a lock or changes anything: what vanishes while it is read is shown as it is.  ``tagging.py`` changes.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
@@ -25,6 +29,7 @@ from cfs_tags.errors import (
     CfsTagsError,
     DamagedError,
     InvalidArgument,
+    LeaseEnded,
     NotALink,
     ReflogEntryNotFound,
     TagNotFound,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOOTC_PREFIX",
+    "ENDED",
     "HOMES",
     "OWNERS",
     "Facts",
@@ -59,6 +65,7 @@ __all__ = [
     "list_tags",
     "log",
     "logged_digest",
+    "moment",
     "orphaned_indexes",
     "owner_of",
     "owner_of_ref",
@@ -87,6 +94,8 @@ HOMES = {
 }
 """Where the refs of each home stand."""
 
+ENDED = "its time is over: the next collection removes it"
+"""The problem of a lease that has ended and has no other."""
 _NUMBERED = re.compile(r"(.+)@\{(\d{1,9})\}", re.DOTALL | re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 _SHORTEST_PREFIX = 6
@@ -116,6 +125,11 @@ class Tag(NamedTuple):
         """The digest, or the text of a link that leads to no manifest."""
         return self.digest or self.link
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was a lease, and its time is over."""
+        return self.home == "lease" and self.expires is not None and self.expires <= moment()
+
 
 class Facts(NamedTuple):
     """What a listing says of a manifest: the facts of ``cfsctl oci images --json``, as it says them."""
@@ -138,6 +152,11 @@ class LogLine(NamedTuple):
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def moment(now: float | None = None) -> str:
+    """This instant, or that many seconds since 1970, as leases and trash say when they end: YYYYMMDDThhmmssZ."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() if now is None else now))
 
 
 def owner_of(name: str) -> str:
@@ -233,15 +252,18 @@ def find(repo: ReadRepo, name: str) -> Tag | None:
     return _find_lease(repo, name, health)
 
 
-def resolve(repo: ReadRepo, text: str) -> Digest:
+def resolve(repo: ReadRepo, text: str, *, ended: bool = False) -> Digest:
     """The manifest that a name stands for.
 
     Args:
+        repo: where.
         text: a tag; ``@sha256:`` and hexadecimal digits, or at least six of them; ``@deployment/<id or prefix>``;
             ``@trash/<name>``; ``NAME@{N}`` from the log; or, where no tag is called that, ``sha256:`` and digits.
+        ended: whether a lease whose time is over stands for what it named: for who explains what there is.
 
     Raises:
         TagNotFound, TargetNotFound, ReflogEntryNotFound: it stands for nothing.
+        LeaseEnded: not any more.
         AmbiguousName: a prefix fits several.
         InvalidArgument: ``@`` and something else.
         BadRefLink, TargetNotFound: the tag leads somewhere that is no manifest, or to nothing.
@@ -251,6 +273,8 @@ def resolve(repo: ReadRepo, text: str) -> Digest:
     tag = find(repo, text)
     if tag is not None:
         digest = digest_of(tag)
+        if tag.has_ended and not ended:
+            raise LeaseEnded(name=text, digest=digest, expires=tag.expires or "")
         if repo.stream_object(ContentId.manifest(digest)) is None:
             raise TargetNotFound(kind="manifest", name=digest)
         return digest
@@ -337,7 +361,8 @@ class _Health:
         digest, problem = self.target(path, link)
         if problem is None and home == "shared" and relative.startswith(".symlink-"):
             problem = "left over from an interrupted cfsctl"
-        return Tag(name, digest, home, owner, path, link or "", problem, expires)
+        tag = Tag(name, digest, home, owner, path, link or "", problem, expires)
+        return tag._replace(problem=ENDED) if problem is None and tag.has_ended else tag
 
     def target(self, path: str, link: str | None) -> tuple[Digest | None, str | None]:
         """Digest and problem of a ref."""

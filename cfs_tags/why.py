@@ -300,7 +300,7 @@ def _meant(repo: ReadRepo, links: Links, text: str) -> frozenset[ObjectId]:
         }
         if found:
             return frozenset(found)
-    digest = tags.resolve(repo, text)
+    digest = tags.resolve(repo, text, ended=True)
     object_id = repo.stream_object(ContentId.manifest(digest))
     if object_id is None:
         raise TargetNotFound(kind="manifest", name=digest)
@@ -337,7 +337,7 @@ def _image(repo: ReadRepo, text: str) -> ObjectId:
             return found
     except CfsTagsError:
         pass
-    erofs_ids = contents.load(repo, tags.resolve(repo, text)).erofs
+    erofs_ids = contents.load(repo, tags.resolve(repo, text, ended=True)).erofs
     for key in sorted(erofs_ids, key=lambda key: key.startswith(contents.BOOT_KEY)):
         return erofs_ids[key]
     raise TargetNotFound(kind="EROFS image of", name=text)

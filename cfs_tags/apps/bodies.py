@@ -38,6 +38,7 @@ class Body:
 
     Attributes:
         sent: bytes that the socket took, ``head`` included.
+        has_begun: whether the first of the bytes after ``head`` was found; before that the reader is not who is slow.
     """
 
     def __init__(self, repo: ReadRepo, job: Job, head: bytes) -> None:
@@ -46,6 +47,7 @@ class Body:
         self._bytes: memoryview | None = memoryview(head)
         self._file: tuple[io.FileIO, int] | None = None
         self.sent = 0
+        self.has_begun = False
 
     def pump(self, connection: socket.socket, seconds: float) -> bool:
         """Send for a while.  Nothing is read any more when this returns.
@@ -79,6 +81,7 @@ class Body:
                     piece = self._job.take()
                     if piece is None:
                         return True
+                    self.has_begun = self.has_begun or isinstance(piece, FilePart) or len(piece) > 0
                     if isinstance(piece, FilePart):
                         self._file = self._open(piece)
                     else:

@@ -14,12 +14,12 @@ from cfs_tags.errors import FormatError
 from cfs_tags.formats import oci
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from cfs_tags.formats.oci import Descriptor, Manifest
     from cfs_tags.values import Digest
 
-__all__ = ["GZIP", "PLAIN", "ZSTD", "image_manifest", "is_docker", "to_oci"]
+__all__ = ["GZIP", "PLAIN", "ZSTD", "image_manifest", "index_to_oci", "is_docker", "to_oci"]
 
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
 GZIP = PLAIN + "+gzip"
@@ -57,6 +57,28 @@ def to_oci(manifest: Manifest) -> bytes:
         "config": _descriptor(oci.MEDIA_TYPE_CONFIG, manifest.config),
         "layers": [_descriptor(media_type, layer) for media_type, layer in layers],
     }
+    return _json(document)
+
+
+def index_to_oci(raw: bytes, manifests: Mapping[Digest, tuple[Digest, int]]) -> bytes:
+    """The OCI index for one that names Docker's manifests.
+
+    Args:
+        raw: an index.
+        manifests: for the digest of each of its manifests that became OCI's, the digest and size, in bytes, that it has now.
+
+    Returns:
+        ``raw`` itself where it names none of them; else compact JSON with the original's keys in their order.  Entries for
+        other manifests stay.
+    """
+    document: dict[str, Any] = json.loads(raw)
+    changed = [entry for entry in document["manifests"] if entry["digest"] in manifests]
+    if not changed:
+        return raw
+    for entry in changed:
+        entry["digest"], entry["size"] = manifests[entry["digest"]]
+        entry["mediaType"] = oci.MEDIA_TYPE_MANIFEST
+    document["mediaType"] = oci.MEDIA_TYPE_INDEX
     return _json(document)
 
 

@@ -18,9 +18,10 @@ import socket
 from multiprocessing import get_context
 from struct import Struct
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.apps.tarstream import opened
+from cfs_tags.apps.tarstream import let_go, opened
 from cfs_tags.errors import CfsTagsError, FormatError, InternalError, MissingObject, SystemFailure
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.values import ObjectId
@@ -41,6 +42,8 @@ _ROOM = 128 << 10
 """Bytes of the buffer that are left for a file, at least; else it is sent first."""
 _LARGE = 128 << 10
 """Bytes left of a file from which on the kernel is to move them."""
+_STEP = 0.02
+"""Seconds that one job looks for where its bytes begin, before another has its turn."""
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 _ANSWER = Struct("<BBQQ")  # kind; half of the job's memory; then by kind
@@ -167,7 +170,7 @@ class Job:
             self._socket.recv(1, socket.MSG_PEEK)
 
     def take(self) -> memoryview | FilePart | None:
-        """The piece that was asked for, None after the last.
+        """The piece that was asked for, None after the last; an empty one while the beginning is still looked for.
 
         Raises:
             DamagedError: the stream, or what it is made of, is not as it should be.
@@ -275,7 +278,9 @@ def _pieces(
         raise MissingObject(object=object_id, needed_by="a layer")
     try:
         with opened(repo, object_id) as stream:
-            yield from _fill(repo, stream, objects, start, length, halves)
+            for piece in _fill(repo, stream, objects, start, length, halves):
+                let_go(stream)
+                yield piece
     finally:
         os.close(objects)
 
@@ -286,9 +291,13 @@ def _fill(
     # tens of thousands of rounds for a layer: a small file is to take three system calls, and little besides
     open_file, read, close = os.open, os.preadv, os.close
     half, buffer, fill = 0, halves[0], 0
+    until = monotonic() + _STEP
     for chunk in splitstream.chunks(stream):
         if left == 0:
             break
+        if skip and monotonic() > until:  # a layer may have a million files before the first that is wanted
+            yield _Filled(half, 0)
+            until = monotonic() + _STEP
         if not isinstance(chunk, ObjectId):
             if skip:
                 chunk, skip = chunk[skip:], max(0, skip - len(chunk))

@@ -24,6 +24,8 @@ short, which every client notices by its length and digest.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import select
 import socket
 from collections import Counter, OrderedDict
@@ -81,6 +83,8 @@ _PUMPS = 8
 _SLICE = 0.1
 _SMALL = 64 << 10
 """Bytes of a body that is read as a whole and sent as it is."""
+_NEAR = 1 << 20
+"""Bytes of a layer within which such a body must lie: to get to a part far behind, every file before it is looked at."""
 _LINGER_SECONDS = 2.0
 _LINGER_BYTES = 1 << 20
 _OTHERS = 12
@@ -194,7 +198,7 @@ class Server:
     def _look_up(self, wanted: routes.Route | Problem, headers: dict[str, str]) -> Answer:
         self.catalog.until = monotonic() + LOOK_UP_SECONDS
         found = answer(self.catalog, wanted, headers)
-        if isinstance(found.body, Part) and found.body.length <= _SMALL:
+        if isinstance(found.body, Part) and found.body.length <= _SMALL and found.body.start <= _NEAR:
             stream, start, length = found.body
             data = b"".join(_first(layer_chunks(self.repo, stream, start=start), length))
             return found._replace(body=data)
@@ -489,6 +493,10 @@ class _Connection:
             asked = monotonic()
             await share.take()
             since += monotonic() - asked  # no fault of the reader's
+            if not body.has_begun:
+                since = monotonic()
+                if self._is_gone():
+                    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             if await self._server.pump(body, self._socket):
                 return
             if monotonic() - since > GRACE_SECONDS + body.sent / SLOWEST:
@@ -526,8 +534,8 @@ class _Sized:
 
 
 def _is_long(found: Answer) -> bool:
-    """Whether the body is one of those of which only so many are sent at a time."""
-    return found.length > _SMALL
+    """Whether the body is one of those of which only so many are sent at a time: long, or to be looked for."""
+    return found.length > _SMALL or isinstance(found.body, Part)
 
 
 def _network(address: Any) -> str:

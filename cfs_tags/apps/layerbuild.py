@@ -2,7 +2,7 @@
 
 Objects may be stored by a second process (``apps/helper.py``), whose digests come later: until then the inline bytes
 between them wait here.  Long runs of inline bytes, which are one chunk whose length stands before it, are put aside in a
-file; so is the compressed body when it gets long.
+file; so are the compressed body and the digests when they get long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from cfs_tags.repo.objects import Scratch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import ReadableBuffer as Buffer
+
     from cfs_tags.apps.helper import Helper
     from cfs_tags.repo.objects import ObjectStore, ObjectWriter
     from cfs_tags.repo.store import WriteRepo
@@ -25,6 +27,8 @@ __all__ = ["LayerBuilder"]
 
 _LONG_RUN = 4 << 20
 _LONG_BODY = 8 << 20
+_LONG_TABLE = 8 << 20
+"""Bytes of digests, which wait for the end of the layer, that are kept in memory."""
 _LONG_WAIT = 8 << 20
 """Inline bytes that wait for digests of the helper at most."""
 
@@ -41,7 +45,8 @@ class LayerBuilder:
     def __init__(self, repo: WriteRepo, store: ObjectStore, helper: Helper | None) -> None:
         self._store = store
         self._helper = helper
-        self._writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
+        self._table = _Table(store)
+        self._writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER, self._table)
         self._run = bytearray()
         self._aside = Scratch(store)
         self._body = bytearray()
@@ -101,7 +106,7 @@ class LayerBuilder:
         self._end_run()
         self._settle(everything=True)
         head, tail = self._writer.finish_parts()
-        if not self._long_body.size and sum(map(len, head)) < _LONG_BODY:
+        if not self._long_body.size and self._table.size < _LONG_TABLE:
             return self._store.add(b"".join((*head, self._body, tail)))
         with self._store.writer() as file:
             for part in head:
@@ -116,6 +121,7 @@ class LayerBuilder:
         """Let go of everything that has no name yet."""
         self._aside.close()
         self._long_body.close()
+        self._table.close()
         if self._large is not None:
             self._large.close()
 
@@ -164,3 +170,30 @@ class LayerBuilder:
         if len(self._body) > _LONG_BODY:
             self._long_body.write(self._body)
             self._body.clear()
+
+
+class _Table:
+    """Digests: the last of them in memory, the others in a file.  See :class:`cfs_tags.formats.splitwriter.Table`."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.size = 0
+        self._file = Scratch(store)
+        self._last = bytearray()
+
+    def append(self, data: bytes) -> None:
+        if len(self._last) >= _LONG_TABLE:
+            self._file.write(self._last)
+            self._last.clear()
+        self._last += data
+        self.size += len(data)
+
+    def at(self, offset: int, size: int) -> bytes:
+        behind = offset - self._file.size
+        return bytes(self._last[behind : behind + size]) if behind >= 0 else self._file.read(offset, size)
+
+    def pieces(self) -> Iterator[Buffer]:
+        yield from self._file.pieces()
+        yield self._last
+
+    def close(self) -> None:
+        self._file.close()

@@ -113,6 +113,8 @@ def inherited(environment: Mapping[str, str], pid: int) -> list[socket.socket]:
             found.append(socket.socket(fileno=fd))
             if found[-1].type != socket.SOCK_STREAM or found[-1].family not in _FAMILIES:
                 raise OSError(errno.ESOCKTNOSUPPORT, os.strerror(errno.ESOCKTNOSUPPORT))
+            if not found[-1].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise OSError(errno.EINVAL, "it does not listen: is there Accept=yes in the socket unit?")
         except OSError as error:
             for one in found:
                 one.close()

@@ -5,8 +5,8 @@ that is served; a blob if a manifest that is served names it; each under the rep
 tag was kept (``import --keep-index``), the tag stands for it, and so for those of its manifests that visible tags name: an
 index comes from outside, and can name anything.
 
-Visible are, without a pattern, all tags whose owner is ``app``: shared, private and leases.  With patterns: whatever fits
-one of them, tags of bootc's and deployment refs among it.  The trash never is.
+Visible are, without a pattern, all tags whose owner is ``app``: shared, private, and leases until they end.  With patterns:
+whatever fits one of them, tags of bootc's and deployment refs among it.  The trash never is.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ class _View:
         self.reached: dict[str, list[Digest]] = {}
         self.stamps: dict[str, int | None] = {}
         self.taken = 0
+        self.ends: str | None = None  # when the first of its leases does
 
 
 class Catalog:
@@ -265,7 +266,10 @@ class Catalog:
         return self._view
 
     def _still(self, view: _View) -> bool:
-        """Whether nothing was changed since: every change of a link changes the time stamp of its directory."""
+        """Whether nothing was changed since, every change of a link changes the time stamp of its directory, and no lease
+        has ended."""
+        if view.ends is not None and view.ends <= tags.moment():
+            return False
         for path, stamp in view.stamps.items():
             if self._stamp(path) != stamp or (stamp is not None and view.taken - stamp < _SETTLED):
                 return False
@@ -289,6 +293,8 @@ class Catalog:
         for tag in tags.list_tags(self._repo, owners=self._owners):
             if not self._fits(tag.name):
                 continue
+            if tag.home == "lease" and tag.expires is not None and not tag.has_ended:
+                view.ends = min(view.ends or tag.expires, tag.expires)
             place = place_of(tag.name)
             if tag.digest is None or tag.problem is not None:
                 view.rows.append(Row(tag, None, tag.problem or "it leads to no manifest"))

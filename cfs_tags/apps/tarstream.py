@@ -1,13 +1,14 @@
 """The bytes that a splitstream stands for: the tar of a layer, or the blob of an artifact, with bounded memory.
 
-The splitstream itself is mapped, not read, so that one of any size costs no memory; the content comes in blocks of about
-:data:`BLOCK_SIZE` bytes, whatever the sizes of the files in it.
+The splitstream itself is mapped, not read, and let go of on the way, so that one of any size costs no memory; the content
+comes in blocks of about :data:`BLOCK_SIZE` bytes, whatever the sizes of the files in it.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
+from mmap import MADV_DONTNEED, mmap
 from typing import TYPE_CHECKING
 
 from cfs_tags.errors import FormatError, SystemFailure
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cfs_tags.repo.store import ReadRepo
     from cfs_tags.values import ObjectId
 
-__all__ = ["BLOCK_SIZE", "layer_chunks", "layer_size", "opened"]
+__all__ = ["BLOCK_SIZE", "layer_chunks", "layer_size", "let_go", "opened"]
 
 BLOCK_SIZE = 256 << 10
 """Bytes in a block of content, about; the last is shorter."""
@@ -73,6 +74,14 @@ def opened(repo: ReadRepo, stream_object: ObjectId, needed_by: str = "a layer") 
             mapped.close()
 
 
+def let_go(stream: SplitStream) -> None:
+    """Have what was read of a mapped splitstream leave our memory: that of a layer of a million files has 70 MB.  The system
+    keeps it for as long as there is room, and what is read again comes from there."""
+    mapped = stream.raw_object_refs.obj
+    if isinstance(mapped, mmap):
+        mapped.madvise(MADV_DONTNEED)
+
+
 def layer_size(repo: ReadRepo, stream_object: ObjectId) -> int:
     """Bytes that :func:`layer_chunks` gives out in all, as the splitstream says.  Raises as :func:`opened`."""
     with opened(repo, stream_object) as stream:
@@ -96,7 +105,9 @@ def layer_chunks(repo: ReadRepo, stream_object: ObjectId, *, start: int = 0) -> 
         SystemFailure: the system refused to read; a corrupt file on a secure repository is such.
     """
     with opened(repo, stream_object) as stream:
-        yield from _blocks(repo, stream, start)
+        for block in _blocks(repo, stream, start):
+            let_go(stream)
+            yield block
 
 
 def _blocks(repo: ReadRepo, stream: SplitStream, start: int) -> Iterator[bytes]:

@@ -121,6 +121,8 @@ def _print(plan: Import, done: Imported | None, as_json: bool) -> None:
     if as_json:
         output.document("import", _to_json(plan, done), _warnings(done))
         return
+    from cfs_tags.apps import platforms
+
     results = {result.name: result for result in done.tags.results} if done is not None else {}
     by_digest = {image.digest: image for image in plan.images}
     for name, digest in plan.names:
@@ -134,7 +136,11 @@ def _print(plan: Import, done: Imported | None, as_json: bool) -> None:
         if artifact not in tagged:
             output.lines([f"{'would take' if done is None else 'taken'}: {artifact}, about {subject}"])
     if plan.kept_index is not None:
-        output.lines([f"{'would keep' if done is None else 'kept'}: index {plan.kept_index[1]}"])
+        digest = plan.kept_index[1]
+        made = "" if digest == plan.source_digest else f"; made from the Docker index {plan.source_digest}"
+        output.lines([f"{'would keep' if done is None else 'kept'}: index {digest}{made}"])
+    for platform, digest in plan.left_out:
+        output.lines([f"left out: {digest}, another image for {printable(platforms.shown(platform))}"])
     if done is None:
         output.lines([f"to read: {output.size(plan.bytes_to_read)} of layers"])
     elif done.objects:
@@ -158,6 +164,7 @@ def _to_json(plan: Import, done: Imported | None) -> dict[str, Any]:
     return {
         "dry_run": done is None,
         "source": plan.source,
+        "source_digest": plan.source_digest,
         "tags": [
             {
                 **output.named(name),
@@ -187,6 +194,10 @@ def _to_json(plan: Import, done: Imported | None) -> dict[str, Any]:
         ],
         "referrers": [{"subject": subject, "artifact": artifact} for subject, artifact in plan.referrers],
         "index": plan.kept_index[1] if plan.kept_index is not None else None,
+        "left_out": [
+            {"digest": digest, "platform": platforms.shown(platform) if platform is not None else None}
+            for platform, digest in plan.left_out
+        ],
         "objects_written": done.objects if done is not None else None,
         "bytes_written": done.object_bytes if done is not None else None,
     }

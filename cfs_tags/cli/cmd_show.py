@@ -52,7 +52,7 @@ def command(
     from cfs_tags.repo import contents
 
     with ctx.obj.open() as repo, repo.locked("shared", timeout):
-        digest = tags.resolve(repo, name)
+        digest = tags.resolve(repo, name, ended=True)
         if raw is not None:
             data = (contents.raw_manifest if raw == "manifest" else contents.raw_config)(repo, digest)
         else:

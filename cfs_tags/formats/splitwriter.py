@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
 
 from cfs_tags.errors import InvalidArgument
 from cfs_tags.formats.splitstream import CHUNK, HEADER, HEADER_SIZE, INFO, LG_BLOCKSIZE, MAGIC, zstd_library
 from cfs_tags.values import encodable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from _typeshed import ReadableBuffer as Buffer
 
     from cfs_tags.values import Algorithm, ObjectId
 
-__all__ = ["Writer", "deflate"]
+__all__ = ["Table", "Writer", "deflate"]
 
 
 class Writer:
@@ -24,6 +25,11 @@ class Writer:
 
     With libzstd 1.5.7, which composefs-rs 0.9.4 is built with, the bytes equal those of cfsctl; with another one the
     two compressed sections may differ, and with them the digest of the file, but not its meaning.
+
+    Args:
+        algorithm: of all digests.
+        content_type: what the stream is, see ``splitstream.CONTENT_TYPE_…``.
+        table: where the digests of objects are kept until the end; None for memory.
     """
 
     __slots__ = (
@@ -39,11 +45,11 @@ class Writer:
         "_taken",
     )
 
-    def __init__(self, algorithm: Algorithm, content_type: int) -> None:
+    def __init__(self, algorithm: Algorithm, content_type: int, table: Table | None = None) -> None:
         self._algorithm = algorithm
         self._content_type = content_type
         self._streams: dict[ObjectId, int] = {}
-        self._objects = _Objects(algorithm.size)
+        self._objects = _Objects(algorithm.size, table if table is not None else _Memory())
         self._named: dict[str, int] = {}
         self._inline = bytearray()
         self._size = 0
@@ -103,8 +109,8 @@ class Writer:
         head, body = self.finish_parts()
         return b"".join((*head, body))
 
-    def finish_parts(self) -> tuple[tuple[bytes | bytearray, ...], bytearray]:
-        """What stands in the file before the body, in parts, and the end of the body.  The writer is used up.
+    def finish_parts(self) -> tuple[Iterator[Buffer], bytearray]:
+        """What stands in the file before the body, in pieces, and the end of the body.  The writer is used up.
 
         Between the two belongs what :meth:`take_body` gave out, in its order.
         """
@@ -114,12 +120,11 @@ class Writer:
         records = "".join([f"{index}:{name}\0" for name, index in sorted(self._named.items())])
         names = deflate(records.encode())
         streams = bytes.fromhex("".join(self._streams))
-        objects = self._objects.table
         # ranges touch, in this order: header, info, stream_refs, object_refs, named_refs, stream
         info = HEADER_SIZE
         refs = info + INFO.size
         after_streams = refs + len(streams)
-        after_objects = after_streams + len(objects)
+        after_objects = after_streams + self._objects.table.size
         after_names = after_objects + len(names)
         end = after_names + self._taken + len(body)
         header = HEADER.pack(MAGIC, 0, 0, self._algorithm.number, LG_BLOCKSIZE, info, refs) + INFO.pack(
@@ -134,7 +139,7 @@ class Writer:
             self._content_type,
             self._size,
         )
-        return (header, streams, objects, names), body
+        return chain((header, streams), self._objects.table.pieces(), (names,)), body
 
     def _check(self, digest: ObjectId) -> None:
         if len(digest) != self._algorithm.hex_length:
@@ -148,6 +153,41 @@ class Writer:
             self._inline = bytearray()
 
 
+class Table(Protocol):
+    """Bytes that are put in one after the other, and looked at again.
+
+    Attributes:
+        size: how many there are.
+    """
+
+    size: int
+
+    def append(self, data: bytes) -> None:
+        """Put bytes in."""
+
+    def at(self, offset: int, size: int) -> bytes:
+        """``size`` of the bytes from ``offset`` on."""
+
+    def pieces(self) -> Iterator[Buffer]:
+        """All of them, in pieces that are cut where no digest is."""
+
+
+class _Memory:
+    def __init__(self) -> None:
+        self.size = 0
+        self._data = bytearray()
+
+    def append(self, data: bytes) -> None:
+        self._data += data
+        self.size += len(data)
+
+    def at(self, offset: int, size: int) -> bytes:
+        return bytes(self._data[offset : offset + size])
+
+    def pieces(self) -> Iterator[Buffer]:
+        yield self._data
+
+
 class _Objects:
     """Digests, each once, in the order of first use, and their numbers; with little memory: a layer may have a million.
 
@@ -157,8 +197,8 @@ class _Objects:
 
     __slots__ = ("_mask", "_places", "_width", "table")
 
-    def __init__(self, width: int) -> None:
-        self.table = bytearray()
+    def __init__(self, width: int, table: Table) -> None:
+        self.table = table
         self._width = width
         self._mask = 255
         self._places = array("I", bytes(4 * 256))  # numbers, from 1, each where its digest says or the next free place after
@@ -168,25 +208,29 @@ class _Objects:
         width, table, places, mask = self._width, self.table, self._places, self._mask
         place = int.from_bytes(digest[:8], "little") & mask
         while number := places[place]:
-            if table.startswith(digest, (number - 1) * width):
+            if table.at((number - 1) * width, width) == digest:
                 return number - 1
             place = (place + 1) & mask
-        table += digest
-        count = len(table) // width
+        table.append(digest)
+        count = table.size // width
         places[place] = count
         if 2 * count > mask:
-            self._grow(count)
+            self._grow()
         return count - 1
 
-    def _grow(self, count: int) -> None:
-        width, table = self._width, self.table
-        self._mask = mask = 4 * self._mask + 3
-        self._places = places = array("I", bytes(4 * (mask + 1)))
-        for number in range(count):
-            place = int.from_bytes(table[number * width : number * width + 8], "little") & mask
-            while places[place]:
-                place = (place + 1) & mask
-            places[place] = number + 1
+    def _grow(self) -> None:
+        width = self._width
+        self._mask = mask = 2 * self._mask + 1
+        self._places = places = array("I", bytes(4)) * (mask + 1)
+        number = 0
+        for piece in self.table.pieces():
+            view = memoryview(piece)
+            for start in range(0, len(view), width):
+                number += 1
+                place = int.from_bytes(view[start : start + 8], "little") & mask
+                while places[place]:
+                    place = (place + 1) & mask
+                places[place] = number
 
 
 def deflate(text: bytes) -> bytes:

@@ -220,7 +220,7 @@ class Scratch:
     def __init__(self, store: ObjectStore) -> None:
         self.size = 0
         self._store = store
-        self._fd = -1
+        self._fd = self._reader = -1
 
     def write(self, data: Buffer) -> None:
         """Put bytes in.
@@ -231,29 +231,38 @@ class Scratch:
         try:
             if self._fd < 0:
                 self._fd = self._store.open_unnamed()
+                self._reader = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
             fsops.write(self._fd, data)
         except OSError as error:
             raise self._store.failure(error, "") from error
         self.size += memoryview(data).nbytes
 
-    def take(self) -> Iterator[bytes]:
-        """Everything, in pieces; nothing is left afterwards."""
-        if self._fd < 0:
-            return
+    def read(self, offset: int, size: int) -> bytes:
+        """``size`` of the bytes from ``offset`` on, or what there is of them.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
         try:
-            reader = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                while piece := os.read(reader, self._PIECE):
-                    yield piece
-            finally:
-                os.close(reader)
+            return os.pread(self._reader, size, offset)
         except OSError as error:
             raise self._store.failure(error, "") from error
+
+    def pieces(self) -> Iterator[bytes]:
+        """Everything, in pieces of 256 KiB; the last is shorter."""
+        for offset in range(0, self.size, self._PIECE):
+            yield self.read(offset, self._PIECE)
+
+    def take(self) -> Iterator[bytes]:
+        """Everything, in pieces; nothing is left afterwards."""
+        try:
+            yield from self.pieces()
         finally:
             self.close()
 
     def close(self) -> None:
         """Let go of everything.  Harmless when repeated."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd, self.size = -1, 0
+        for fd in (self._reader, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd, self._reader, self.size = -1, -1, 0

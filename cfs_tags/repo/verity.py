@@ -21,6 +21,8 @@ __all__ = ["is_secure", "map_file", "verity_digest"]
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY, linux/fsverity.h
 _NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
+_WINDOW = 8 << 20
+"""Bytes that are read into the mapping at once."""
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, asm-generic/mman-common.h
 
 
@@ -77,7 +79,11 @@ def map_file(fd: int, *, cut: bool = False) -> mmap:
         raise FormatError(structure="object", offset=0, wanted=f"at most {splitstream.MAX_SIZE} bytes", found=f"{size} bytes")
     mapped = mmap.mmap(fd, min(size, splitstream.MAX_SIZE), prot=mmap.PROT_READ)
     try:
-        mapped.madvise(_POPULATE_READ)
+        for start in range(0, len(mapped), _WINDOW):
+            length = min(_WINDOW, len(mapped) - start)
+            mapped.madvise(_POPULATE_READ, start, length)
+            if len(mapped) > _WINDOW:  # the system has it now; our own memory need not have all of a large one at a time
+                mapped.madvise(mmap.MADV_DONTNEED, start, length)
     except OSError as error:
         if error.errno == errno.EINVAL:  # an older kernel
             return mapped

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import Repository, gc, tags
-from cfs_tags.apps import importing, platforms, tarstream
+from cfs_tags import Repository, gc, tagging, tags
+from cfs_tags.apps import importing, layerbuild, platforms, tarstream
 from cfs_tags.apps.importing import Options, documents
+from cfs_tags.apps.served import Catalog, Manifest
 from cfs_tags.errors import (
     AmbiguousName,
     DigestMismatch,
@@ -254,6 +255,20 @@ def test_each_compression_gives_the_same_streams_with_one_process_and_with_two(
     check_image(cfsctl, ours, image)
 
 
+def test_digests_that_are_put_aside_make_no_difference(
+    new_repo: NewRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [file(f"usr/{n}", random_bytes(str(n % 500), 100 + n % 500)) for n in range(2000)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *entries], "none")])
+    found = []
+    for size in (64, 64 * 300, 8 << 20):
+        monkeypatch.setattr(layerbuild, "_LONG_TABLE", size)
+        repo = new_repo(tmp_path / f"{size}")
+        import_image(repo, image.source)
+        found.append(tree(repo, ("cfs-tags",)))
+    assert found[0] == found[1] == found[2]
+
+
 def test_every_member_of_a_gzip_file_and_every_frame_of_a_zstd_file_is_read(
     cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
 ) -> None:
@@ -394,6 +409,17 @@ def test_the_reflog_remembers_source_and_digest(repo: Path, tmp_path: Path) -> N
     assert line.entry.reason == f"because (import {image.source} {image.manifest_digest})"
 
 
+def test_of_an_index_the_reflog_remembers_the_digest_that_the_source_goes_by(repo: Path, tmp_path: Path) -> None:
+    """Kept or not: the image's own is what the tag names."""
+    digest, _ = two_platforms(tmp_path / "layout")
+    source = f"oci:{tmp_path / 'layout'}:multi"
+    import_image(repo, source, "one")
+    done = import_image(repo, source, "all", Options(all_platforms=True))
+    with Repository.open(repo) as opened:
+        for name in ("one", *dict(done.plan.names)):
+            assert tags.log(opened, name)[0].entry.reason == f"import {source} {digest}"
+
+
 def test_a_tag_that_names_something_else_stays_unless_forced_and_nothing_is_read_for_it(repo: Path, tmp_path: Path) -> None:
     import_image(repo, app_image(tmp_path / "layout", "one").source, "app")
     other = app_image(tmp_path / "layout", "two")
@@ -403,6 +429,18 @@ def test_a_tag_that_names_something_else_stays_unless_forced_and_nothing_is_read
     assert tree(repo) == before
     done = import_image(repo, other.source, "app", Options(force=True))
     assert [result.done for result in done.tags.results] == ["moved"]
+
+
+def test_the_name_of_a_lease_whose_time_is_over_is_free(repo: Path, tmp_path: Path) -> None:
+    one, two = (app_image(tmp_path / "layout", name) for name in ("one", "two"))
+    import_image(repo, one.source, "one")
+    for image in (two, one):
+        with Repository.open(repo, write=True) as opened:
+            tagging.create(opened, "app", f"@{one.manifest_digest}", expires=tagging.expiry(-1), force=True)
+        import_image(repo, image.source, "app")
+        with Repository.open(repo) as opened:
+            assert tags.resolve(opened, "app") == image.manifest_digest
+        assert not any("/leases/" in path for path in all_refs(repo))
 
 
 def test_without_a_name_the_tag_is_called_what_the_source_calls_it(repo: Path, tmp_path: Path) -> None:
@@ -507,6 +545,29 @@ def test_an_entry_of_an_index_may_be_an_index_and_several_may_be_the_same(repo: 
     }
 
 
+def test_images_of_an_index_for_which_there_is_no_name_are_said_to_be_left_out(
+    repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Versions of Windows are one platform; the first has its name."""
+    from cfs_tags.cli.main import main
+
+    layout = tmp_path / "layout"
+    images = [build_image(layout, name, [Layer([file(name, "x")])], config={"os": "windows"}) for name in ("1809", "2022")]
+    entries = [
+        {**image.descriptor, "platform": {"os": "windows", "architecture": "amd64", "os.version": image.ref}}
+        for image in (*images, images[0])
+    ]
+    add_index(layout, "multi", entries)
+    words = ["--repo", str(repo), "import", f"oci:{layout}:multi", "app", "--all-platforms"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {images[1].manifest_digest}, another image for windows/amd64\n" in said
+    assert said.count("left out") == 1
+    assert main([*words, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["result"]["left_out"]
+    assert row == {"digest": images[1].manifest_digest, "platform": "windows/amd64"}
+
+
 def test_however_often_an_index_names_an_image_it_is_read_once(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -526,6 +587,32 @@ def test_however_often_an_index_names_an_image_it_is_read_once(
     add_index(tmp_path / "layout", "wider", [dict(image.descriptor)] * 1001)
     with pytest.raises(FormatError, match="at most 1000 entries"):
         import_image(repo, f"oci:{tmp_path / 'layout'}:wider", "app")
+
+
+def test_an_index_of_docker_manifests_is_kept_with_the_digests_that_they_get_and_served(
+    cfsctl: Cfsctl, repo: Path, skopeo: Path, tmp_path: Path
+) -> None:
+    _, images = two_platforms(tmp_path / "layout")
+    skopeo_copy(skopeo, f"oci:{tmp_path}/layout:multi", f"dir:{tmp_path}/docker", "--all", "--format", "v2s2")
+    listed = (tmp_path / "docker/manifest.json").read_bytes()
+    assert b"manifest.list.v2" in listed
+    done = import_image(repo, f"dir:{tmp_path}/docker", "app:1", Options(all_platforms=True, keep_index=True))
+    assert done.plan.source_digest == f"sha256:{hashlib.sha256(listed).hexdigest()}"
+    assert done.plan.kept_index is not None
+    _, digest, _ = done.plan.kept_index
+    kept = json.loads(stream_bytes(cfsctl, repo, f"oci-blob-{digest}"))
+    assert kept["mediaType"] == "application/vnd.oci.image.index.v1+json"
+    assert {entry["digest"] for entry in kept["manifests"]} == set(dict(done.plan.names).values())
+    assert {entry["platform"]["architecture"] for entry in kept["manifests"]} == set(images)
+    with Repository.open(repo) as opened:
+        served = Catalog(opened).by_tag("app", "1")
+    assert isinstance(served, Manifest)
+    assert served.original == digest
+    assert len(json.loads(served.raw)["manifests"]) == 2
+    cfsctl.assert_healthy(repo)
+    before = tree(repo, ("cfs-tags",))
+    import_image(repo, f"dir:{tmp_path}/docker", "app:1", Options(all_platforms=True, keep_index=True))
+    assert tree(repo, ("cfs-tags",)) == before
 
 
 def test_signatures_of_a_kept_index_come_with_it(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+from cfs_tags.cli.main import main
 from cfs_tags.repo import fsops
 from cfs_tags.repo.store import WriteRepo
 from support.images import (
@@ -100,6 +101,18 @@ def test_statuses_of_what_cannot_be(run: Run, repo: Path, tmp_path: Path) -> Non
             run("export", "x", f"oci:{tmp_path}/out", "--lock-timeout", "0.1", status=5)
         finally:
             holder.kill()
+
+
+def test_what_skopeo_says_is_the_reason_without_its_ornaments(
+    skopeo: Path, repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, reason in (("docker://127.0.0.1:1/x/y:1", "connection refused"), ("nowhere:x", 'unknown transport "nowhere"')):
+        assert main(["--repo", str(repo), "import", source, "x"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("cfs-tag: skopeo ended with status 1: ")
+        assert reason in said
+        assert "level=" not in said
+        assert "\\" not in said
 
 
 def test_export_says_that_the_manifest_is_another_one(run: Run, tmp_path: Path) -> None:
@@ -214,9 +227,11 @@ def slow(directory: Path, program: str) -> Path:
     return pid
 
 
-def start(repo: Path, environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+def start(repo: Path, environment: dict[str, str], *words: str, group: bool = False) -> subprocess.Popen[str]:
+    """The command, in a process group of its own where ``group``."""
     command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), *words]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    settings = {**os.environ, **environment}
+    return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True, start_new_session=group)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -242,7 +257,26 @@ def test_a_request_to_end_ends_skopeo_too_and_leaves_nothing(number: int, repo: 
     assert tree(repo) == before
 
 
-def test_a_request_to_end_while_layers_are_read_leaves_garbage_at_most(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whole_group", [False, True], ids=["alone", "all"])
+def test_a_request_to_end_while_layers_are_read_ends_the_helper_too_and_leaves_garbage_at_most(
+    number: int, whole_group: bool, cfsctl: Cfsctl, repo: Path, tmp_path: Path
+) -> None:
+    """A terminal and systemd tell the whole group."""
+    files = [file(f"usr/{name}", b"%07d" % name * 700) for name in range(20_000)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
+    with start(repo, {}, "import", image.source, "app", group=True) as process:
+        until(lambda: sum(1 for _ in (repo / "objects").glob("*/*")) > 50)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        assert process.wait(20) == 130
+    assert len(children) == (1 if len(os.sched_getaffinity(0)) > 1 else 0)
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert list((repo / "streams").glob("oci-*")) == []
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_request_to_end_while_an_archive_comes_in_leaves_nothing(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
     image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", bytes(70) * 100_000)], "none")])
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cfs_tags import Repository
+from cfs_tags import Repository, tags
 from cfs_tags.apps import httpd, turns
 from cfs_tags.apps.importing import Options
 from cfs_tags.apps.plain import ORIGINAL_DIGEST
@@ -396,6 +396,33 @@ def test_private_tags_and_leases_are_served_and_the_trash_is_not(shop: Shop) -> 
         assert served.get("/v2/own/manifests/1").status == 200
         assert served.get("/v2/lent/manifests/1").status == 200
         assert served.get(f"/v2/{WEB}/tags/list").json["tags"] == ["stable"]
+
+
+def test_a_lease_is_served_until_its_time_is_over(
+    shop: Shop, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its link stands until the next collection; and it takes no place from a tag that is one."""
+    assert main(["--repo", str(shop.repo), "create", "lent:1", PLAIN, "--expires", "1d"]) == 0
+    assert main(["--repo", str(shop.repo), "create", "docker://lent:1", f"{WEB}:1"]) == 0
+    with serving(shop.repo) as served:
+        assert served.get("/v2/lent/manifests/1").json["config"]["digest"] == shop.plain.manifest["config"]["digest"]
+        monkeypatch.setattr(tags, "moment", lambda now=None: "20990101T000000Z")
+        assert served.get("/v2/lent/manifests/1").json["config"]["digest"] == shop.web.manifest["config"]["digest"]
+        assert main(["--repo", str(shop.repo), "delete", "docker://lent:1"]) == 0
+        assert served.get("/v2/lent/manifests/1").status == 404
+        assert served.get(f"/v2/lent/blobs/{shop.plain.diff_ids[0]}").status == 404
+        assert "lent" not in served.get("/v2/_catalog").json["repositories"]
+    capsys.readouterr()
+    for words in (["serve", "--list"], ["list", "lent:1"]):
+        assert main(["--repo", str(shop.repo), *words]) == 0
+        assert tags.ENDED in capsys.readouterr().out
+    for preset in ("podman", "podman-json", "crane"):
+        assert main(["--repo", str(shop.repo), "list", "--format", preset]) == 0
+        assert "lent" not in capsys.readouterr().out
+    assert main(["--repo", str(shop.repo), "export", "lent:1", f"oci:{shop.repo}-out"]) == 3
+    assert not os.path.exists(f"{shop.repo}-out")
+    assert main(["--repo", str(shop.repo), "show", "lent:1"]) == 0
+    assert main(["--repo", str(shop.repo), "why", "lent:1"]) == 0
 
 
 def test_a_manifest_cannot_say_that_it_is_a_page(shop: Shop, tmp_path: Path) -> None:
@@ -961,6 +988,23 @@ def test_descriptors_that_are_no_sockets_are_said_to_be(shop: Shop) -> None:
     done = subprocess.run([sys.executable, "-c", code, shop.repo], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "of LISTEN_FDS=40" in done.stderr
+
+
+def test_a_socket_for_one_connection_is_refused_and_not_waited_on_for_ever(shop: Shop) -> None:
+    """As systemd hands over with ``Accept=yes``: no connection will ever come of it."""
+    code = (
+        "import os, socket, sys\n"
+        "from cfs_tags.cli.main import main\n"
+        "listener = socket.create_server(('127.0.0.1', 0))\n"
+        "client = socket.create_connection(listener.getsockname())\n"
+        "os.dup2(listener.accept()[0].detach(), 3)\n"
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+        "sys.exit(main(['--repo', sys.argv[1], 'serve']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, shop.repo], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "Accept=yes" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_standard_error_the_registry_is_served_all_the_same(shop: Shop, tmp_path: Path) -> None:

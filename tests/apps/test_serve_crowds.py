@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfs_tags import Repository
-from cfs_tags.apps import httpd, served, turns
+from cfs_tags.apps import filling, httpd, served, turns
 from cfs_tags.apps.logs import Log
 from cfs_tags.apps.places import Full, Places
 from cfs_tags.apps.served import Catalog
@@ -284,6 +284,51 @@ def test_a_reader_that_rests_for_less_than_the_limit_gets_everything(
             time.sleep(0.7)
         assert found == large.layers[0].tar
         connection.close()
+
+
+def test_the_end_of_a_layer_of_many_files_is_looked_for_without_holding_up_others(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file before the part is looked at: that is no look-up, which is one at a time, and is done a little at a time."""
+    files = [file(f"usr/{number}", b"%03d" % number * 1500) for number in range(400)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
+    import_image(repo, image.source, "many:1")
+    plain, size_of = httpd.layer_chunks, filling._size_of
+
+    def near_only(opened: Any, stream: Any, *, start: int = 0) -> Any:
+        assert start <= httpd._NEAR
+        return plain(opened, stream, start=start)
+
+    def slow(opened: Any, name: Any) -> int:
+        time.sleep(0.01)
+        return size_of(opened, name)
+
+    monkeypatch.setattr(httpd, "layer_chunks", near_only)
+    monkeypatch.setattr(filling, "_size_of", slow)
+    monkeypatch.setattr(httpd, "GRACE_SECONDS", 0.5)  # who waits for us is not slow
+    monkeypatch.setattr(turns, "TURN", 0.5)
+    tar = image.layers[0].tar
+    path = f"/v2/many/blobs/{image.diff_ids[0]}"
+    with serving(repo) as running, ThreadPoolExecutor(4) as readers:
+        found = [
+            readers.submit(fetch, running.address, path, "GET", {"Range": f"bytes={len(tar) - 2000 - number}-"})
+            for number in range(4)
+        ]
+        time.sleep(0.3)
+        began = time.monotonic()
+        assert fetch(running.address, "/v2/many/tags/list").json["tags"] == ["1"]
+        assert fetch(running.address, path, headers={"Range": "bytes=0-511"}).body == tar[:512]
+        assert fetch(running.address, path).body == tar
+        assert exclusive(repo, 5) < 2.0
+        assert time.monotonic() - began < 3.0
+        assert not any(one.done() for one in found)
+        gone = client(running.address)
+        gone.request("GET", path, headers={"Range": "bytes=1800000-"})
+        time.sleep(0.2)
+        gone.close()
+        for number, one in enumerate(found):
+            assert (one.result().status, one.result().body) == (206, tar[-2000 - number :])
+    assert sum("cut short: Connection reset by peer" in line for line in running.log) == 1
 
 
 # -- look-ups ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cfs_tags import Repository, binding, deploying, tagging, tags, usage
+from cfs_tags.apps import platforms
+from cfs_tags.apps.importing import Options
 from cfs_tags.cli.main import main
 from cfs_tags.deployments import list_deployments
 from cfs_tags.errors import FormatError
@@ -15,7 +17,19 @@ from cfs_tags.formats import quadlet
 from cfs_tags.repo import contents, reflog
 from cfs_tags.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId
-from support.images import Layer, app_image, base_layer, build_image, directory, file, host_layer, pull_image, symlink
+from support.images import (
+    Layer,
+    app_image,
+    base_layer,
+    build_image,
+    build_index,
+    directory,
+    file,
+    host_layer,
+    pull_image,
+    symlink,
+)
+from support.importing import import_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,6 +145,29 @@ def test_bound_refs_are_retired_with_their_deployment(host: tuple[Path, Deployme
         assert binding.bound_names(repo, name) == ()
 
 
+def test_bound_refs_alone_are_retired_with_their_deployment_too(host: tuple[Path, DeploymentId]) -> None:
+    """``bind`` takes any deployment that there is; that bootc removed it before it had a ref must not keep its images."""
+    sysroot, name = host
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        binding.bind(repo, name)
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
+        (sysroot / "state/deploy" / name).rmdir()
+        (row,) = list_deployments(repo, view(sysroot))
+        assert (row.id, row.state) == (name, "gone")
+        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
+        assert binding.bound_names(repo, name) == ()
+        assert list_deployments(repo, view(sysroot)) == []
+
+
+def test_bound_refs_of_a_deployment_that_was_not_seen_yet_have_the_grace_time(host: tuple[Path, DeploymentId]) -> None:
+    sysroot, name = host
+    (sysroot / "state/deploy" / name).rmdir()
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        binding.bind(repo, name)
+        assert deploying.retire(repo, lambda: view(sysroot)).rows[0].done == "kept"
+        assert len(binding.bound_names(repo, name)) == 2
+
+
 def test_what_goes_with_a_deployment_is_counted_with_it(host: tuple[Path, DeploymentId]) -> None:
     """Its three links and its bound images are one name for ``df``: retiring takes them together."""
     sysroot, name = host
@@ -224,6 +261,29 @@ def test_a_bound_image_whose_tag_went_is_unchanged_and_an_incomplete_one_is_miss
         config.resolve().unlink()
         row = next(row for row in binding.plan_bind(repo, name).rows if row.name == WEB)
         assert row.done == "missing"
+
+
+def test_a_bound_image_may_go_by_the_digest_of_an_index_that_is_kept(
+    host: tuple[Path, DeploymentId], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is what a pull says that the image's digest is, where there are several platforms."""
+    sysroot, name = host
+    images = {
+        machine: build_image(tmp_path / "multi", machine, [base_layer()], config={"architecture": machine})
+        for machine in ("amd64", "s390x")
+    }
+    digest = build_index(tmp_path / "multi", "multi", images)
+    source = f"oci:{tmp_path}/multi:multi"
+    options = Options(platform=platforms.parse("linux/s390x"), keep_index=True)
+    import_image(sysroot / "composefs", source, "other", options)
+    quadlets = [("one.image", lambda: f"[Image]\nImage=quay.io/x/y@{digest}\n".encode())]
+    monkeypatch.setattr(binding, "_quadlets", lambda repo, name: iter(quadlets))
+    with Repository.open(sysroot / "composefs", write=True) as repo:
+        (row,) = binding.bind(repo, name).rows
+        assert (row.done, row.digest) == ("bound", images["s390x"].manifest_digest)
+        tagging.delete(repo, ["other"])
+        (row,) = binding.bind(repo, name).rows  # the index went with its tag; the image stays bound
+        assert (row.done, row.digest) == ("unchanged", images["s390x"].manifest_digest)
 
 
 def test_deployment_and_bound_refs_are_made_in_one_transaction(host: tuple[Path, DeploymentId]) -> None:

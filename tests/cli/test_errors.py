@@ -41,6 +41,17 @@ def tagged(name: str, target: str) -> Callable[[Path], None]:
     return lambda repo: os.symlink(target, repo / "streams/refs/oci" / name)
 
 
+def lent(name: str) -> Callable[[Path], None]:
+    """A lease whose time is over."""
+
+    def change(repo: Path) -> None:
+        directory = repo / "streams/refs/cfs-tags/leases/20200101T000000Z.0"
+        directory.mkdir(parents=True)
+        os.symlink(f"../../../../oci-manifest-sha256:{ZEROS}", directory / name)
+
+    return change
+
+
 def two_with_one_prefix(repo: Path) -> None:
     for digit in "12":
         (repo / f"streams/oci-manifest-sha256:aaaaaa{digit * 58}").symlink_to(f"../objects/00/{'0' * 126}")
@@ -126,6 +137,8 @@ CASES: list[Case] = [
     ("tag-not-found", 3, as_it_is, ["restore", "absent"]),
     ("tag-not-found", 3, as_it_is, ["log", "absent"]),
     ("tag-not-found", 3, as_it_is, ["create", "x", "absent"]),
+    ("lease-ended", 3, lent("over"), ["resolve", "over"]),
+    ("lease-ended", 3, lent("over"), ["rename", "over", "x"]),
     ("target-not-found", 3, as_it_is, ["create", "x", f"@sha256:{ZEROS}"]),
     ("target-not-found", 3, as_it_is, ["resolve", f"@deployment/{ZEROS}"]),
     ("target-not-found", 3, tagged("dangling", f"../../oci-manifest-sha256:{ZEROS}"), ["show", "dangling"]),

@@ -164,6 +164,40 @@ def test_a_lasting_tag_becomes_a_lease_by_force_alone(stocked: Path, repo: Write
     assert tagging.create(repo, "app", f"@{one}", expires=expires, force=True).home == "lease"
 
 
+def test_a_lease_whose_time_is_over_is_no_tag_any_more(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
+    """Its link stands until the next collection, which may be any instant now: only ``delete`` still knows it."""
+    over = tagging.expiry(-1)
+    tagging.create(repo, "app", f"@{one}", expires=over)
+    tag = tags.find(repo, "app")
+    assert tag is not None
+    assert tag.problem == tags.ENDED
+    with refused(stocked, "lease-ended", 3) as caught:
+        tags.resolve(repo, "app")
+    assert one in str(caught[0].hint)
+    with refused(stocked, "lease-ended", 3):
+        tagging.create(repo, "other", "app")
+    with refused(stocked, "lease-ended", 3):
+        tagging.rename(repo, "app", "other")
+    with refused(stocked, "expectation-failed", 4):
+        tagging.create(repo, "app", f"@{two}", expected=one)
+    with refused(stocked, "tag-not-found", 3):
+        tagging.plan(repo, [Instruction("move", "app", f"@{two}")])
+    assert tagging.delete(repo, ["app"], expires=tagging.expiry(60)) == (("app", "deleted", one, None, "lease"),)
+    assert tags.resolve(repo, "@trash/app") == one
+
+
+def test_the_name_of_a_lease_whose_time_is_over_is_free(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
+    over = tagging.expiry(-1)
+    for name in ("a", "b", "c", "d"):
+        tagging.create(repo, name, f"@{one}", expires=over)
+    assert tagging.create(repo, "a", f"@{two}", expected="absent") == ("a", "created", None, two, "shared")
+    assert tagging.create(repo, "b", f"@{two}", expires=tagging.expiry(60)).done == "created"
+    assert tagging.rename(repo, "a", "c").done == "renamed"
+    assert tagging.restore(repo, "d") == ("d", "restored", None, one, "shared")
+    assert [path.rpartition("/")[2] for path in stock.refs(stocked) if "/leases/" in path] == ["b"]
+    assert [tags.resolve(repo, name) for name in ("b", "c", "d")] == [two, two, one]
+
+
 def test_two_leases_until_the_same_second_stand_side_by_side(stocked: Path, repo: WriteRepo, one: str, two: str) -> None:
     expires = tagging.expiry(3600)
     tagging.create(repo, "a", f"@{one}", expires=expires)

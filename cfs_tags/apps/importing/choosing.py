@@ -34,11 +34,13 @@ class Chosen(NamedTuple):
         images: what is added to the tag's name, and the manifest.
         document: bytes and digest of the index that they are of, where there is one.
         attestations: entries of that index that are about others.
+        left_out: entries whose name another entry has: images for another version of the same platform.
     """
 
     images: list[tuple[str, Descriptor]]
     document: tuple[bytes, Digest] | None
     attestations: list[Descriptor]
+    left_out: list[Descriptor]
 
 
 def choose(source: Source, options: Options) -> Chosen:
@@ -80,20 +82,23 @@ class _Chooser:
                 self._refuse_other(offered[0], wanted)
             if self._options.keep_index or self._options.all_platforms:
                 self._no_index()
-            return Chosen([("", offered[0])], None, [])
+            return Chosen([("", offered[0])], None, [], [])
         if index is None and self._options.keep_index:
             self._no_index()
         known = self._with_platforms(manifests)
         target = self._source.text
         images: list[tuple[str, Descriptor]] = []
+        left_out: list[Descriptor] = []
         attestations = [entry for entry in manifests if ATTESTED in entry.annotations]
         if self._options.all_platforms:
-            names = set()
+            names: dict[str, Digest] = {}
             for entry in platforms.images_of(known):
                 suffix = "-" + platforms.shown(entry.platform, "-")
                 if suffix not in names:
-                    names.add(suffix)
+                    names[suffix] = entry.digest
                     images.append((suffix, self._manifest(entry, None)))
+                elif names[suffix] != entry.digest:
+                    left_out.append(entry)
             if not images:
                 raise PlatformNotFound(target=target, wanted="any platform", platforms=())
             try:
@@ -106,7 +111,7 @@ class _Chooser:
         else:
             platform = wanted or platforms.this_machine()
             images.append(("", self._manifest(platforms.choose(known, platform, target), platform)))
-        return Chosen(images, index, attestations)
+        return Chosen(images, index, attestations, left_out)
 
     def _manifest(self, entry: Descriptor, platform: Platform | None) -> Descriptor:
         """An image, where an entry may be an index of its own."""

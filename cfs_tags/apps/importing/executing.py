@@ -62,10 +62,7 @@ def execute(
 
 
 def _reason(given: str | None, wanted: Import) -> str:
-    shown = next(image.source_digest for image in wanted.images if image.digest == wanted.names[0][1])
-    if wanted.kept_index is not None:
-        shown = wanted.kept_index[1]
-    text = f"import {wanted.source} {shown}"
+    text = f"import {wanted.source}{f' {wanted.source_digest}' if wanted.source_digest is not None else ''}"
     return f"{given} ({text})" if given else text
 
 

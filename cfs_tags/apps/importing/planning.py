@@ -59,7 +59,7 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
     if tags.find(repo, tag) is None:
         tag = TagName.parse(tag)
     chosen = choose(source, options)
-    index = (*chosen.document, tag) if options.keep_index and chosen.document is not None else None
+    document = chosen.document if options.keep_index else None
     planner = _Planner(repo, source)
     named: dict[str, Digest] = {}
     for suffix, descriptor in chosen.images:
@@ -67,10 +67,20 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
         named.setdefault(tag + suffix, image.digest)
     _refuse_names(repo, named, options)
     if options.referrers:
-        planner.add_referrers(source.listed(), [] if index is None else [index[1]])
+        planner.add_referrers(source.listed(), [] if document is None else [document[1]])
     if options.all_platforms:
         planner.add_attestations(chosen.attestations)
-    return Import(source.text, tuple(planner.images.values()), tuple(named.items()), tuple(planner.referrers), index, options)
+    offered = {descriptor.digest for _, descriptor in chosen.images} if chosen.document is None else {chosen.document[1]}
+    return Import(
+        source.text,
+        offered.pop() if len(offered) == 1 else None,
+        tuple(planner.images.values()),
+        tuple(named.items()),
+        tuple(planner.referrers),
+        (*planner.as_kept(*document), tag) if document is not None else None,
+        tuple((entry.platform, entry.digest) for entry in chosen.left_out),
+        options,
+    )
 
 
 def _refuse_names(repo: ReadRepo, named: dict[str, Digest], options: Options) -> None:
@@ -79,9 +89,9 @@ def _refuse_names(repo: ReadRepo, named: dict[str, Digest], options: Options) ->
         found = tags.find(repo, name)
         if found is None:
             TagName.parse(name)
-        elif found.digest == digest:
+        elif found.digest == digest and not found.has_ended:
             continue
-        elif not options.force:
+        elif not options.force and not found.has_ended:
             raise TagExists(name=name, found=found.value, wanted=digest)
         owner = tags.owner_of(name)
         if owner != "app" and owner not in options.owners:
@@ -146,6 +156,14 @@ class _Planner:
             image = next((image for source, image in self._by_source.items() if source == about), None)
             if image is not None:
                 self.referrers[image.digest, self.add(entry).digest] = None
+
+    def as_kept(self, raw: bytes, digest: Digest) -> tuple[bytes, Digest]:
+        """An index, and its digest, with the manifests under the digests that they are kept with."""
+        changed = {
+            source: (image.digest, len(image.raw)) for source, image in self._by_source.items() if source != image.digest
+        }
+        made = docker.index_to_oci(raw, changed)
+        return made, digest if made is raw else _sha256(made)
 
     def _stored(self, digest: Digest, source_digest: Digest, raw: bytes, manifest: Manifest) -> PlannedImage | None:
         """An image of which everything is there."""

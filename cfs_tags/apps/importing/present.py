@@ -41,6 +41,7 @@ def is_usable(repo: ReadRepo, stream: ObjectId, is_tar: bool) -> bool:
                 text = found.raw_object_refs[begin : begin + step].hex()
                 for at in range(0, len(text), width):
                     stat(f"objects/{text[at : at + 2]}/{text[at + 2 : at + width]}", dir_fd=root, follow_symlinks=False)
+                tarstream.let_go(found)
     except (DamagedError, UnsupportedError, FileNotFoundError):
         return False
     except OSError as error:

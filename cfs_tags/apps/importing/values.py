@@ -101,18 +101,23 @@ class Import(NamedTuple):
 
     Attributes:
         source: as it was named.
+        source_digest: of the manifest or index that it offers; None where it offers several images that no index names.
         images: each once.
         names: tags and what they will name.
         referrers: subject and artifact, for each artifact that says it is about something.
-        kept_index: bytes and digest of an index to keep, and the tag that it belongs to.
+        kept_index: bytes and digest of an index to keep, and the tag that it belongs to.  Where manifests of Docker's became
+            OCI's, it is not the source's own.
+        left_out: images of an index for which there is no name, because another for the same platform has it.
         options: what was wanted.
     """
 
     source: str
+    source_digest: Digest | None
     images: tuple[PlannedImage, ...]
     names: tuple[tuple[str, Digest], ...]
     referrers: tuple[tuple[Digest, Digest], ...]
     kept_index: tuple[bytes, Digest, str] | None
+    left_out: tuple[tuple[Platform | None, Digest], ...]
     options: Options
 
     @property
