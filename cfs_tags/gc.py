@@ -88,8 +88,8 @@ class GcOptions(NamedTuple):
 
     ``roots`` are names in ``streams/`` or ``images/`` that stay; ``free_bytes`` stops when so much was freed (allocated
     bytes); ``grace`` keeps what is younger, in seconds; ``prune_referrers`` removes referrers of dead subjects;
-    ``keep_broken`` goes on where something could not be followed; ``image_only`` keeps the EROFS image alone of a
-    deployment that cannot be resolved.
+    ``keep_broken`` goes on where something could not be followed, unless the system does not give it; ``image_only`` keeps
+    the EROFS image alone of a deployment that cannot be resolved.
     """
 
     roots: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     """What :func:`collect` would do now; the repository lock is held shared meanwhile by the caller.
 
     Raises:
-        BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for.
+        BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for, or does not help.
         UnresolvedDeployment: a deployment has no ref and cannot be given one, and ``image_only`` was not asked for.
     """
     first = plan_refs(repo, view, image_only=options.image_only, retire_grace=options.retire_grace)
@@ -293,7 +293,9 @@ def _mark(
 
 
 def _refuse_broken(marker: Marker, options: GcOptions) -> None:
-    if not options.keep_broken and (problems := marker.found()):
+    """Stop where something is broken; with ``keep_broken`` only where nobody knows what it leads to, and so what is dead."""
+    problems = [problem for problem in marker.found() if problem.unreadable or not options.keep_broken]
+    if problems:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 

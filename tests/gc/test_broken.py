@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.marking import MOST_REFS
 from support.collecting import at_slice, collect, plan
-from support.garbage import add_stream, content, link_of, manifest_of, model, names, object_of, object_paths, settle
+from support.garbage import (
+    add_stream,
+    content,
+    link_of,
+    manifest_of,
+    model,
+    names,
+    object_of,
+    object_paths,
+    outside_state,
+    parse_stream,
+    settle,
+)
 from support.peers import Cfsctl
 from support.stock import refs
 
@@ -21,6 +35,10 @@ def keep_only(repo: Path, ref: str) -> None:
     for other in refs(repo):
         if other != ref:
             (repo / other).unlink()
+
+
+def named_by(repo: Path, object_id: str) -> dict[str, str]:
+    return parse_stream(content(repo, object_id).read_bytes(), 64).named
 
 
 # -- what still leads somewhere ----------------------------------------------------------------------------------------
@@ -76,6 +94,81 @@ def test_a_manifest_that_lost_its_link_stays_for_its_ref(repo: Path, cfsctl: Cfs
     assert plan(repo, keep_broken=True).swept == collect(repo, keep_broken=True).swept
     assert kept <= set(object_paths(repo))
     assert len(object_paths(repo)) < before, "and the rest goes"
+
+
+@pytest.mark.parametrize("tree", ["streams", "images"])
+@pytest.mark.parametrize("link", ["../../../{tree}/{name}", "../{name}", "/sysroot/composefs/{tree}/{name}"])
+def test_a_ref_that_is_written_otherwise_keeps_what_cfsctl_takes_it_for(
+    repo: Path, cfsctl: Cfsctl, tree: str, link: str
+) -> None:
+    """cfsctl looks at the last part of the link alone."""
+    cfsctl(repo, "--no-upgrade", "gc")
+    ref = {"streams": "streams/refs/oci/one", "images": "images/refs/tree/named"}[tree]
+    kept = model(repo, cfsctl, [ref]).objects
+    keep_only(repo, ref)
+    name = os.path.basename(os.readlink(repo / ref))
+    (repo / ref).unlink()
+    (repo / ref).symlink_to(link.format(tree=tree, name=name))
+    settle()
+
+    with pytest.raises(BrokenRoots):
+        collect(repo)
+    assert collect(repo, keep_broken=True).problems
+
+    assert kept == set(object_paths(repo))
+    assert name in names(repo, tree)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, repo: Path, object_id: str) -> None:
+    """The system refuses to read an object, as a kernel with fs-verity does where a block was changed."""
+    place = content(repo, object_id)
+    original = os.open
+
+    def fail(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).endswith(place.name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+@pytest.mark.parametrize("which", ["manifest", "layer", "image"])
+def test_what_the_system_does_not_give_may_lead_to_anything_and_stops_even_keep_broken(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    manifest = object_of(repo, "streams/refs/oci/three")
+    layers = [one for key, one in named_by(repo, manifest).items() if key.startswith("sha256:")]
+    target = {"manifest": manifest, "layer": layers[0], "image": object_of(repo, "images/refs/tree/named")}[which]
+    (repo / "streams/refs/oci/one").unlink()
+    before = outside_state(repo)
+
+    unreadable(monkeypatch, repo, target)
+    for keep_broken in (False, True):
+        with pytest.raises(BrokenRoots) as error:
+            collect(repo, keep_broken=keep_broken)
+        assert any(os.strerror(errno.EIO) in message for message, _ in error.value.problems)
+    monkeypatch.undo()
+
+    assert outside_state(repo) == before
+    collect(repo)
+    assert outside_state(repo) < before
+
+
+def test_what_a_damaged_stream_leads_to_stays_where_that_is_damaged_too(repo: Path, cfsctl: Cfsctl) -> None:
+    before = model(repo, cfsctl).objects
+    manifest = object_of(repo, "streams/refs/oci/three")
+    layers = [one for key, one in named_by(repo, manifest).items() if key.startswith("sha256:")]
+    config = next(one for key, one in named_by(repo, manifest).items() if key.startswith("config:"))
+    for damaged in (manifest, config, *layers):
+        place = content(repo, damaged)
+        data = bytearray(place.read_bytes())
+        damage_magic(data)
+        place.unlink()
+        place.write_bytes(data)
+    settle()
+
+    assert collect(repo, keep_broken=True).problems
+    assert before <= set(object_paths(repo))
 
 
 def test_a_signature_stays_while_its_subject_may_be_what_is_broken(repo: Path) -> None:

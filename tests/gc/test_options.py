@@ -172,6 +172,16 @@ def test_a_root_that_is_broken_stops_a_collection(repo: Path) -> None:
     assert error.value.problems[0][1] == ("streams/root",)
 
 
+def test_a_root_that_is_broken_and_young_stops_a_collection_with_grace_too(repo: Path) -> None:
+    add_stream(repo, "root", objects=[b"o" * 300])
+    place = content(repo, object_of(repo, "streams/root"))
+    place.unlink()
+    place.write_bytes(b"no stream")
+    with pytest.raises(BrokenRoots) as error:
+        collect(repo, roots=("root",), grace=3600.0)
+    assert error.value.problems[0][1] == ("streams/root",)
+
+
 # -- referrers ---------------------------------------------------------------------------------------------------------
 
 
