@@ -498,7 +498,12 @@ def in_processes(work: Callable[[Sequence[S]], R], join: Callable[[R, R], R], pa
     if len(parts) < least or len(os.sched_getaffinity(0)) < 2 or active_count() > 1:
         return work(parts)
     read, write = os.pipe()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # no memory or no process to be had: this one is slower, and enough
+        os.close(read)
+        os.close(write)
+        return work(parts)
     if child == 0:
         status = 1
         try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cfs_tags import gc
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.marking import MOST_REFS
+from cfs_tags.repo import fsops
+from cfs_tags.repo.lock import Lock
 from support.collecting import at_slice, collect, plan
 from support.garbage import (
     add_stream,
@@ -250,6 +254,39 @@ def test_something_broken_that_gets_a_ref_meanwhile_stops_the_rest(repo: Path, m
     at_slice(monkeypatch, 1, peer)
     with pytest.raises(BrokenRoots, match="missing"):
         collect(repo)
+
+
+@pytest.mark.parametrize("by", ["somebody", "this collection"])
+def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
+    repo: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """``cfsctl oci tag`` takes any digest; the stream is there, and its link was removed."""
+    one = manifest_of(repo, "one")
+    kept = model(repo, cfsctl, ["streams/refs/oci/one"]).objects
+    keep_only(repo, "streams/refs/oci/three")
+    link = repo / "streams" / f"oci-manifest-{one}"
+    if by == "somebody":
+        link.unlink()
+    settle()
+    original, remove = Lock.hold, fsops.remove
+    came = []
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == "." and not came and not link.is_symlink():
+            came.append(cfsctl(repo, "oci", "tag", one, "again"))
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gc, "SLICE", 0.0005)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(fsops, "remove", slowly)
+    monkeypatch.setattr(Lock, "hold", hold)
+
+    assert collect(repo, keep_broken=True).problems
+    assert kept <= set(object_paths(repo))
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
