@@ -115,13 +115,15 @@ def planned_changes(
 ) -> tuple[tuple[RefChange, ...], tuple[str, ...]]:
     """The changes of refs that a collection would make first, and why it would stop, where it would."""
     from cfs_tags import gc
-    from cfs_tags.errors import UnresolvedDeployment
+    from cfs_tags.errors import PlaceUnread, UnresolvedDeployment
 
     view = None
     if session.sysroot is not None or repo.sysroot is not None:
         view = view_of(session, repo, boot, esp, run, booted)
     try:
         return gc.plan_refs(repo, view).changes, ()
+    except PlaceUnread as error:
+        return gc.plan_refs(repo, None).changes, (error.message,)
     except UnresolvedDeployment as error:
         return gc.plan_refs(repo, view, image_only=True).changes, (error.message,)
 

@@ -187,6 +187,28 @@ def test_a_pull_at_any_moment_of_marking_is_no_dangling_ref(
     assert set(object_paths(dead)) >= model(dead, cfsctl).objects
 
 
+def test_a_listing_that_misses_what_is_renamed_meanwhile_is_no_dangling_ref(
+    fresh: Fresh, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull puts a new link in the place of the old one; a directory that is read then may show neither."""
+    path = fresh()
+    wanted = model(path, cfsctl).objects
+    manifest = f"oci-manifest-{manifest_of(path, 'one')}"
+    original = Directory.names
+    missed = []
+
+    def names_of(self: Directory, directory: str) -> list[str] | None:
+        found = original(self, directory)
+        if directory == "streams" and found and not missed:
+            missed.append(found.remove(manifest))
+        return found
+
+    monkeypatch.setattr(Directory, "names", names_of)
+    collect(path)
+    assert missed
+    assert wanted == set(object_paths(path))
+
+
 @pytest.mark.parametrize("number", [2, 6, 10, 14])
 def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
     dead: Path,
