@@ -140,6 +140,20 @@ def test_a_link_to_something_that_is_not_whole_is_not_made_and_no_ref_is_taken_o
     assert path in {one.path for one in done.findings if one.fails} or kind == "manifest"
 
 
+@pytest.mark.parametrize("kind", ["layer", "config", "manifest"])
+def test_a_link_to_a_stream_of_another_digest_is_not_made(repo: Path, kind: str) -> None:
+    """It can be read, and what it says may be wrong: its flags are nobody's."""
+    path = stream(repo, HOST, kind, 1)
+    flip(link(repo, path), 12)
+    drop(repo / path)
+    before = tree(repo, exclude=["cfs-tags"])
+
+    done = mend(repo, "bootc", "deployment")
+
+    assert done.plan.links == ()
+    assert tree(repo, exclude=["cfs-tags"]) == before
+
+
 def _blob(repo: Path) -> tuple[str, str]:
     """As ``import --keep-index`` leaves it."""
     data = b"index" * 1000
