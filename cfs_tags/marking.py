@@ -174,7 +174,7 @@ class Marker:
         self._repo = repo
         self._snapshot = snapshot
         self._linked: set[str] | None = None
-        self._broken: dict[str, Callable[[], None]] = {}
+        self._broken: dict[str, list[Callable[[], None]]] = {}
         self._unreadable: set[str] = set()
         self._parents: dict[str, set[str]] = {}
         self._streams: set[ObjectId] = set()
@@ -196,8 +196,9 @@ class Marker:
         self._unreadable.clear()
         for what in broken:
             del self.problems[what]
-        for again in broken.values():
-            again()
+        for ways in broken.values():
+            for again in ways:
+                again()
         self._follow()
 
     def mark(self, roots: Iterable[tuple[str, str]]) -> None:
@@ -288,9 +289,9 @@ class Marker:
         return self._linked
 
     def _fail(self, what: str, error: CfsTagsError | str, again: Callable[[], None]) -> None:
-        """Note that something cannot be followed, and how to try it once more."""
+        """Note that something cannot be followed, and how to try it once more: an object may be followed in several ways."""
         self.problems[what] = error if isinstance(error, str) else error.message
-        self._broken[what] = again
+        self._broken.setdefault(what, []).append(again)
         if isinstance(error, SystemFailure):
             self._unreadable.add(what)
 

@@ -211,6 +211,43 @@ def test_an_image_that_is_made_again_meanwhile_is_followed(
     assert model(repo, cfsctl).objects <= set(object_paths(repo))
 
 
+def test_an_image_that_is_made_again_is_followed_whatever_else_had_missed_it(
+    repo: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that names it gets a ref first: to it the image is an object, to the image's own ref all its files."""
+    tree = pools("sha512").parent / "tree-0"
+    commit = os.path.basename(os.readlink(repo / "streams/refs/ostree/stable/x86_64"))
+    content(repo, object_of(repo, "images/refs/tree/named")).unlink()
+    keep_only(repo, "images/refs/tree/named")
+    settle()
+    original = Lock.hold
+    slices: list[int] = []
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == ".":
+            slices.append(len(slices))
+            if len(slices) == 1:
+                link_of(repo, "streams/refs/ostree/again", commit)
+            elif len(slices) == 2:
+                cfsctl(repo, "create-image", tree, "tree/named")
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    remove = fsops.remove
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    monkeypatch.setattr(gc, "SLICE", 0.0005)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(fsops, "remove", slowly)
+    monkeypatch.setattr(Lock, "hold", hold)
+
+    assert collect(repo, keep_broken=True).problems == ()
+    monkeypatch.undo()
+    assert model(repo, cfsctl).objects <= set(object_paths(repo))
+
+
 @pytest.mark.parametrize("grace", [False, True])
 def test_an_image_that_is_pulled_again_meanwhile_is_followed(
     repo: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, grace: bool
