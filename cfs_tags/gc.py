@@ -25,7 +25,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
-from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
+from cfs_tags.deploying import GRACE, name_configs, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
 from cfs_tags.errors import (
     BrokenRoots,
     CfsTagsError,
@@ -540,10 +540,13 @@ def _collect(
         if full:
             unmade = wanted.changes
         else:
-            if options.image_only:
-                made, _ = refs.transact(repo, lambda: plan_deployments(repo, view, image_only=True), note, timeout)
-            else:
-                made = adopt(repo, view, note=note, timeout=timeout)
+            made, _ = refs.transact(
+                repo,
+                lambda: plan_deployments(repo, view, image_only=options.image_only),
+                note,
+                timeout,
+                prepare=lambda plan: name_configs(repo, plan.changes),
+            )
             adopted = made.ids
             retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
             changes.extend([*made.changes, *retired.changes])

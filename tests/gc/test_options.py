@@ -381,10 +381,13 @@ def config_without_a_name(host: Host) -> None:
     settle()
 
 
-def test_a_dry_run_knows_the_names_that_adopting_makes(three: Host) -> None:
+@pytest.mark.parametrize("image_only", [False, True])
+def test_a_dry_run_knows_the_names_that_adopting_makes(three: Host, cfsctl: Cfsctl, image_only: bool) -> None:
     config_without_a_name(three)
-    planned = plan(three.repo, view_of(three))
-    done = on(three)
+    planned = plan(three.repo, view_of(three), image_only=image_only)
+    done = on(three, image_only=image_only)
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+    cfsctl(three.repo, "--no-upgrade", "gc", "--dry-run")
     assert (planned.swept, planned.adopted, planned.live) == (done.swept, done.adopted, done.live)
 
 
