@@ -327,8 +327,9 @@ def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str
 
 def _subject(path: str) -> str | None:
     """The digest that a referrer is about, by its path; None for other refs."""
-    top, _, rest = path[: len(layout.REFERRERS)], path[len(layout.REFERRERS) :][:1], path[len(layout.REFERRERS) + 1 :]
-    return rest.partition("/")[0] if top == layout.REFERRERS and "/" in rest else None
+    start = f"{layout.REFERRERS}/"
+    subject, slash, _ = path[len(start) :].partition("/")
+    return subject if path.startswith(start) and slash else None
 
 
 def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, path: str) -> bool:

@@ -223,6 +223,16 @@ def test_referrers_of_the_dead_are_pruned_to_a_fixed_point(repo: Path, cfsctl: C
     assert set(object_paths(repo)) == model(repo, cfsctl).objects
 
 
+def test_a_ref_of_others_that_is_called_like_one_of_a_referrer_is_not_pruned(repo: Path) -> None:
+    one, two = manifest_of(repo, "one"), manifest_of(repo, "two")
+    ref = f"streams/refs/oci-referrers-{one}/mine"
+    link_of(repo, ref, f"oci-manifest-{two}")
+    (repo / "streams/refs/oci/one").unlink()
+    settle()
+    assert len(collect(repo, prune_referrers=True).changes) == 2
+    assert (repo / ref).is_symlink()
+
+
 def test_the_signature_of_what_a_root_keeps_is_not_pruned(repo: Path) -> None:
     before = referrers(repo)
     one = f"oci-manifest-{manifest_of(repo, 'one')}"
