@@ -26,7 +26,6 @@ from cfs_tags.errors import (
     DamagedError,
     FormatError,
     InvalidDigest,
-    NotALink,
     SystemFailure,
     UnsupportedError,
 )
@@ -298,8 +297,10 @@ class Marker:
     def _root(self, path: str, link: str) -> None:
         problem: CfsTagsError | str
         try:
-            if not link:
-                raise NotALink(path=path, found="something else")
+            if not link:  # it is none, or the system did not give it
+                link = self._repo.read_link(path) or ""
+                if not link:
+                    return  # it went
             name = layout.ref_target(path, link)
             if self._leads(path, name):
                 return

@@ -158,6 +158,23 @@ def test_what_the_system_does_not_give_may_lead_to_anything_and_stops_even_keep_
     assert outside_state(repo) < before
 
 
+def test_so_does_a_ref_that_the_system_does_not_give(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repo / "streams/refs/oci/one").unlink()
+    before = outside_state(repo)
+    original = os.readlink
+
+    def fail(path: Any, **named: Any) -> Any:
+        if str(path).rpartition("/")[2] == "three":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, **named)
+
+    monkeypatch.setattr(os, "readlink", fail)
+    with pytest.raises(BrokenRoots, match=os.strerror(errno.EIO)):
+        collect(repo, keep_broken=True)
+    monkeypatch.undo()
+    assert outside_state(repo) == before
+
+
 def test_what_a_damaged_stream_leads_to_stays_where_that_is_damaged_too(repo: Path, cfsctl: Cfsctl) -> None:
     before = model(repo, cfsctl).objects
     manifest = object_of(repo, "streams/refs/oci/three")
