@@ -157,8 +157,11 @@ def test_a_ref_has_the_same_owner_for_df_and_fsck(mixed: Path, ref: str, owner: 
 
 def test_what_cannot_be_followed_is_said(mixed: Path) -> None:
     link_of(mixed, "streams/refs/oci/dangling", f"oci-manifest-sha256:{'00' * 32}")
+    (mixed / "images/refs/a-file").write_text("no link")
     found = measure(mixed)
-    assert len(found.problems) == 1
+    first, second = sorted(found.problems)
+    assert first == "images/refs/a-file is no link"
+    assert second.endswith("is gone")
     assert next(row for row in found.rows if row.name == "dangling").total == usage.Used(0, 0)
 
 
