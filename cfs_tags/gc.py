@@ -221,7 +221,8 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
     A deployment whose ref has the manifest is resolved, and one with the image alone was decided about before.
 
     Raises:
-        UnresolvedDeployment: there are others, and ``image_only`` is not set; names all of them.
+        UnresolvedDeployment: there are others, and ``image_only`` is not set, or their images have lost their links; names
+            all of them.
         PlaceUnread: the state directories could not be read, so that nobody knows which deployments there are.
     """
     for place in view.unread:
@@ -231,6 +232,7 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
     changes = list(adoption.changes)
     ids = list(adoption.ids)
     unresolved = []
+    unlinked = []
     for name in view.seen:
         if name in adoption.ids:
             continue
@@ -246,6 +248,8 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         try:
             parts = plan_parts(repo, name, None, "adopt")
         except IncompleteTarget:
+            if here:  # its image has lost its link, so that no ref can be made to it, and is content all the same
+                unlinked.append(name)
             continue  # without an EROFS image there is nothing that a ref could keep
         if parts:
             changes.extend(parts)
@@ -254,6 +258,9 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         others = [f"so it is with {name}" for name in unresolved[1:]]
         notes = ("it has no ref and none can be made, so that its content would be collected", *others)
         raise UnresolvedDeployment(deployment=unresolved[0], notes=notes)
+    if unlinked:
+        lost = [f"images/{name} is gone, and its object is there: make the link again" for name in unlinked]
+        raise UnresolvedDeployment(deployment=unlinked[0], notes=tuple(lost))
     return adoption._replace(changes=tuple(changes), ids=tuple(ids))
 
 

@@ -348,6 +348,24 @@ def test_unless_its_image_alone_is_to_be_kept(three: Host) -> None:
     on(three)  # that is decided, and asked for once
 
 
+def test_an_image_that_has_lost_its_link_is_not_given_up(three: Host, call: Run) -> None:  # noqa: F811
+    """No ref can be made to it; its object, and all that its deployment was made from, is there."""
+    unresolve(three, "old")
+    link = three.repo / "images" / three.id("old")
+    text = os.readlink(link)
+    link.unlink()
+    before = three.object_hashes(), refs(three.repo)
+
+    with pytest.raises(UnresolvedDeployment, match="make the link again"):
+        collect(three.repo, lambda: view_of(three), image_only=True)
+    assert (three.object_hashes(), refs(three.repo)) == before
+    assert call("--sysroot", three.root, "df", *three.options, "--json").result["problems"]
+
+    link.symlink_to(text)
+    on(three, image_only=True)
+    assert three.missing("old", image_only=True) == []
+
+
 def test_nothing_goes_while_the_state_directories_cannot_be_read(three: Host) -> None:
     three.untag_bootc()
     before = three.object_hashes(), refs(three.repo)
