@@ -1,6 +1,6 @@
 """Making and removing deployment refs: what an updater calls, adopting what bootc deployed, retiring what it removed.
 
-A deployment ref is three links, made in one transaction (``repo/refs.py``).  A part whose target is not there is not
+A deployment ref is three links, made in one transaction (``repo/transactions.py``).  A part whose target is not there is not
 made: a ref that leads nowhere stops the collectors of cfsctl and bootc.
 """
 

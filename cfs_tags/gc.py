@@ -19,7 +19,6 @@ import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from operator import attrgetter
 from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,8 +35,10 @@ from cfs_tags.errors import (
     UnresolvedDeployment,
 )
 from cfs_tags.formats import layout
+from cfs_tags.inventory import LOOKERS, names_of_objects, object_directories
 from cfs_tags.lookup import ref_state
-from cfs_tags.marking import Marker, Snapshot, in_processes, names_of_objects, object_directories
+from cfs_tags.marking import Marker, Snapshot
+from cfs_tags.processes import in_processes, look_in
 from cfs_tags.repo import fsops, refs
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from cfs_tags.deploying import DeploymentPlan, RetirePlan
-    from cfs_tags.marking import Keys, Problem
+    from cfs_tags.inventory import Keys
+    from cfs_tags.marking import Problem
     from cfs_tags.repo.store import ReadRepo, WriteRepo
     from cfs_tags.sysroot import SysrootView
     from cfs_tags.values import DeploymentId
@@ -420,7 +422,7 @@ def _count_dead(repo: ReadRepo, live: Keys, limit: int, free_bytes: int | None) 
             if done:
                 break
         return total
-    return in_processes(lambda mine: _count_some(repo, mine, live, limit), Swept.plus, parents)
+    return in_processes(lambda mine: _count_some(repo, mine, live, limit), Swept.plus, parents, LOOKERS, 64)
 
 
 def _count_some(repo: ReadRepo, parents: Sequence[str], live: Keys, limit: int) -> Swept:
@@ -441,9 +443,9 @@ def _count_directory(
         names = _dead_names(repo, parent, os.listdir(fd), live)
         if free_bytes is not None:
             names.sort()
-        look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
+        look = look_in(fd)
         try:
-            found = [_facts(status) for status in map(look, names)]
+            found = list(map(_facts, map(look, names)))
         except FileNotFoundError:  # somebody else collects
             found = list(_those_there(look, names))
         for mode, changed, blocks, length in found:

@@ -1,23 +1,14 @@
 """Marking: what stays, for a collector that must look at a million objects.
 
-Objects are remembered by the first 64 bits of their digests, as integers, in one array for each directory of ``objects/``
-(:class:`Keys`): eight bytes for an object, and what is looked at together fits into the processor's cache.  Two digests
-that share them would keep a dead object; nothing that is live is ever missed.  References are followed by object digest;
-the link of the same content id stays too.
-
-What cannot be followed is a problem with the refs that it belongs to; what is behind it is not marked.
+References are followed by object digest; the link of the same content id stays too.  What cannot be followed is a problem
+with the refs that it belongs to; what is behind it is not marked.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import re
-import sys
-from array import array
 from contextlib import suppress
 from functools import partial
-from threading import active_count
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from cfs_tags.errors import (
@@ -30,6 +21,8 @@ from cfs_tags.errors import (
     UnsupportedError,
 )
 from cfs_tags.formats import layout, splitstream
+from cfs_tags.inventory import Keys, names_of_objects, object_directories
+from cfs_tags.processes import in_processes, processors
 from cfs_tags.reachability import EROFS_KEY, content_ids, read_image_refs, read_node, salvage_node, scan_image_refs
 from cfs_tags.repo import refs
 from cfs_tags.values import ObjectId
@@ -41,18 +34,7 @@ if TYPE_CHECKING:
     from cfs_tags.repo.store import ReadRepo
     from cfs_tags.values import ContentId
 
-__all__ = [
-    "Keys",
-    "Marker",
-    "Problem",
-    "Snapshot",
-    "in_processes",
-    "key_of",
-    "keys_of",
-    "keys_of_names",
-    "names_of_objects",
-    "object_directories",
-]
+__all__ = ["Marker", "Problem", "Snapshot"]
 
 
 R = TypeVar("R")
@@ -119,44 +101,6 @@ class Snapshot(NamedTuple):
     def empty(self) -> bool:
         """Whether there is nothing in it."""
         return not (self.streams or self.images or self.refs)
-
-
-class Keys:
-    """A set of objects, by the first 64 bits of their digests.
-
-    ``size`` is the length of a digest in bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._arrays = [array("Q") for _ in range(256)]
-        self._last: tuple[int, set[int]] | None = None
-
-    def add(self, object_id: str) -> None:
-        """Add one object."""
-        self._last = None
-        self._arrays[int(object_id[:2], 16)].append(key_of(object_id))
-
-    def update(self, table: bytes) -> None:
-        """Add objects by their raw digests, one after the other."""
-        self._last = None
-        appends = [one.append for one in self._arrays]
-        for first, key in zip(table[:: self._size], keys_of(table, self._size // 8), strict=True):
-            appends[first](key)
-
-    def of(self, parent: str) -> set[int]:
-        """Those in ``objects/<parent>``."""
-        return set(self._arrays[int(parent, 16)])
-
-    def __contains__(self, object_id: str) -> bool:
-        # quick for many questions in the order of the ids
-        number = int(object_id[:2], 16)
-        if self._last is None or self._last[0] != number:
-            self._last = number, set(self._arrays[number])
-        return key_of(object_id) in self._last[1]
-
-    def __len__(self) -> int:
-        return sum(len(set(one)) for one in self._arrays)
 
 
 class Marker:
@@ -355,7 +299,7 @@ class Marker:
                 self._named(object_id, name, target)
         images = self._unread.copy()
         self._unread.clear()
-        for (object_id, why), (table, problem) in in_processes(self._read_images, _both, images, 2).items():
+        for (object_id, why), (table, problem) in in_processes(self._read_images, _both, images, processors(), 2).items():
             self.live.add(object_id)
             self.live.update(table)
             if problem is not None:
@@ -382,11 +326,11 @@ class Marker:
         for image in images:
             table, problem = b"", None
             try:
-                table = b"".join(read_image_refs(self._repo, *image))
+                table = read_image_refs(self._repo, *image)
             except CfsTagsError as error:
                 problem = error
                 if isinstance(error, FormatError):  # what text in it still names stays
-                    table = b"".join(scan_image_refs(self._repo, *image))
+                    table = scan_image_refs(self._repo, *image)
             found[image] = table, problem
         return found
 
@@ -431,99 +375,6 @@ class Marker:
                 found.add(current)
             pending.extend(self._parents.get(current, ()))
         return tuple(sorted(found))
-
-
-def key_of(object_id: str) -> int:
-    """The first 64 bits of a digest."""
-    return int(object_id[:16], 16)
-
-
-def keys_of_names(parent: str, names: list[str], digits: int) -> array[int] | None:
-    """The keys of the objects in one directory, in the order of their names, all at once.
-
-    Args:
-        parent: its two digits.
-        names: of the files.
-        digits: hexadecimal digits of a digest.
-
-    Returns:
-        None where any name is no digest: then nothing is known of the others either.
-    """
-    # each length: one name too short and one too long would shift all that stand between them
-    if set(map(len, names)) - {digits - 2}:
-        return None
-    try:
-        table = bytes.fromhex(parent + parent.join(names)) if names else b""
-    except ValueError:
-        return None
-    # blanks are skipped by fromhex
-    return keys_of(table, digits // 16) if len(table) * 2 == digits * len(names) else None
-
-
-def keys_of(table: bytes, step: int) -> array[int]:
-    """The keys of raw digests that stand one after the other; ``step`` is their length in units of 64 bits."""
-    keys = array("Q")
-    keys.frombytes(table)
-    keys = keys[::step]
-    if sys.byteorder == "little":
-        keys.byteswap()
-    return keys
-
-
-def object_directories(repo: ReadRepo) -> list[str]:
-    """The directories of ``objects/`` that have objects in them, in order; other names there are nobody's business."""
-    shape = re.compile("[0-9a-f]{2}", re.ASCII)
-    return sorted(name for name in repo.names(layout.OBJECTS) or () if shape.fullmatch(name))
-
-
-def names_of_objects(repo: ReadRepo, parent: str, names: list[str]) -> tuple[list[str], array[int]]:
-    """The names in ``objects/<parent>`` that are of objects, with their keys; a name that is no digest is left out."""
-    digits = repo.algorithm.hex_length
-    keys = keys_of_names(parent, names, digits)
-    if keys is None:
-        shape = re.compile(f"[0-9a-f]{{{digits - 2}}}", re.ASCII)
-        names = [name for name in names if shape.fullmatch(name)]
-        keys = keys_of_names(parent, names, digits)
-    return (names, keys) if keys is not None else ([], array("Q"))
-
-
-def in_processes(work: Callable[[Sequence[S]], R], join: Callable[[R, R], R], parts: Sequence[S], least: int = 64) -> R:
-    """Do some work in two halves, one of them in a child: looking at a million names is bound by one processor.
-
-    Args:
-        work: takes some of the parts; what it returns is pickled.
-        join: puts two results together.
-        parts: of the work, for example names of directories in ``objects/``.
-        least: with fewer parts a child is not worth it.
-    """
-    # a child of a process with threads may wait for what a thread that it does not have was about to give back
-    if len(parts) < least or len(os.sched_getaffinity(0)) < 2 or active_count() > 1:
-        return work(parts)
-    read, write = os.pipe()
-    try:
-        child = os.fork()
-    except OSError:  # no memory or no process to be had: this one is slower, and enough
-        os.close(read)
-        os.close(write)
-        return work(parts)
-    if child == 0:
-        status = 1
-        try:
-            os.close(read)
-            with os.fdopen(write, "wb") as pipe:
-                pickle.dump(work(parts[::2]), pipe)
-            status = 0
-        finally:
-            os._exit(status)  # nothing of the parent's is unwound here
-    os.close(write)
-    try:
-        mine = work(parts[1::2])
-    finally:
-        with os.fdopen(read, "rb") as pipe:
-            data = pipe.read()
-        _, code = os.waitpid(child, 0)
-    # what the child could not do is done here, and says what is wrong
-    return join(mine, pickle.loads(data) if code == 0 else work(parts[::2]))
 
 
 def _both(mine: dict[S, R], other: dict[S, R]) -> dict[S, R]:

@@ -154,8 +154,8 @@ def salvage_node(repo: ReadRepo, object_id: ObjectId, why: str) -> tuple[bytes, 
         return splitstream.salvage_refs(data, repo.algorithm)
 
 
-def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
-    """At least the raw digests of the objects that an EROFS image needs: never fewer, see ``formats/erofs.py``.
+def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> bytes:
+    """At least the digests of the objects that an EROFS image needs, raw, one after the other; see ``formats/erofs.py``.
 
     Raises:
         MissingObject, FormatError: it is not there, or no image.
@@ -167,7 +167,7 @@ def read_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]
         return erofs.scan_object_refs(data, repo.algorithm)
 
 
-def scan_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> set[bytes]:
+def scan_image_refs(repo: ReadRepo, object_id: ObjectId, why: str) -> bytes:
     """The same for a damaged image: what its bytes still name, those before the limit of its size."""
     from cfs_tags.formats import erofs
 
@@ -254,17 +254,18 @@ class Graph:
         known = self._nodes.get(object_id)
         if known is None:
             node = read_node(self._repo, object_id, why)
-            size = self._repo.algorithm.size
-            table = node.table
-            known = frozenset([table[at : at + size] for at in range(0, len(table), size)]), node.named
-            self._nodes[object_id] = known
+            known = self._nodes[object_id] = self._digests(node.table), node.named
         return known
 
     def _image(self, object_id: ObjectId, why: str) -> frozenset[bytes]:
         known = self._contents.get(object_id)
         if known is None:
-            known = self._contents[object_id] = frozenset(read_image_refs(self._repo, object_id, why))
+            known = self._contents[object_id] = self._digests(read_image_refs(self._repo, object_id, why))
         return known
+
+    def _digests(self, table: bytes) -> frozenset[bytes]:
+        size = self._repo.algorithm.size
+        return frozenset([table[at : at + size] for at in range(0, len(table), size)])
 
     def _linked(self) -> Links:
         if self._links is None:

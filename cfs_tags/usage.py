@@ -13,7 +13,6 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +21,8 @@ from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import layout
 from cfs_tags.formats.erofswalk import image_refs
-from cfs_tags.marking import in_processes, keys_of, names_of_objects, object_directories
+from cfs_tags.inventory import LOOKERS, keys_of, names_of_objects, object_directories
+from cfs_tags.processes import in_processes, look_in, processors
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
 from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, ObjectId
@@ -98,7 +98,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
         for tree, target in group.targets:
             reach.add(tree, target, 1 << bit)
     masks = reach.masks()
-    sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, object_directories(repo))
+    sums, dead, linked = in_processes(lambda mine: _look(repo, mine, masks), _Sums.plus, object_directories(repo), LOOKERS, 64)
     return Usage(
         tuple(_rows(groups, sums)),
         tuple(_owners(groups, sums)),
@@ -236,7 +236,7 @@ class _Reach:
             masks.add(self._tables.get(object_id) or Table.of(bytes.fromhex(object_id), self._size), bits)
         # the walk through a large image takes a second
         tables, problems = in_processes(
-            self._read_images, lambda mine, other: (mine[0] | other[0], mine[1] + other[1]), list(self._images), 2
+            self._read_images, lambda mine, other: (mine[0] | other[0], mine[1] + other[1]), list(self._images), processors(), 2
         )
         self.problems.extend(problems)
         for object_id, table in tables.items():
@@ -268,7 +268,7 @@ class Table(NamedTuple):
 
 
 class Masks:
-    """The groups that reach each object, as a number with a bit for each; by directory, as :class:`cfs_tags.marking.Keys`."""
+    """The groups that reach each object, as a number with a bit for each; by directory, as :class:`cfs_tags.inventory.Keys`."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
@@ -325,7 +325,7 @@ def _look(repo: ReadRepo, parents: Sequence[str], masks: Masks) -> _Sums:
         try:
             names, keys = names_of_objects(repo, parent, os.listdir(fd))
             mask_of = masks.of(parent).get
-            look = partial(os.stat, dir_fd=fd, follow_symlinks=False)
+            look = look_in(fd)
             try:
                 # a million of them: nothing of this is a loop of Python's
                 found = Counter(zip(map(mask_of, keys, repeat(0)), map(_facts, map(look, names)), strict=True))

@@ -17,10 +17,19 @@ from cfs_tags.errors import InvalidDigest, InvalidTagName
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["MAX_NAME_BYTES", "Algorithm", "ContentId", "DeploymentId", "Digest", "ObjectId", "TagName"]
+__all__ = ["MAX_NAME_BYTES", "Algorithm", "ContentId", "DeploymentId", "Digest", "ObjectId", "TagName", "encodable"]
 
 MAX_NAME_BYTES = 255
 """Longest file name on the file systems that matter (NAME_MAX), in bytes."""
+
+
+def encodable(text: str) -> bool:
+    """Whether text can be written as UTF-8: half a surrogate pair, which JSON may hold, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Algorithm(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
+from support import stock
 from support.peers import MISSING, PEERS, Cfsctl, peer_or_skip
 from support.trees import copy_tree, unpack
 
@@ -148,9 +149,29 @@ def filled_repo(
 
 
 @pytest.fixture
+def stocked(filled_repo: FilledRepo) -> Path:
+    """The repository of :mod:`support.stock`, the test's own."""
+    return filled_repo("stock", stock.fill)
+
+
+@pytest.fixture(scope="module")
+def ram() -> Iterator[Path]:
+    """A directory in memory."""
+    with stock.in_memory() as home:
+        yield home
+
+
+@pytest.fixture
 def repo(new_repo: NewRepo) -> Path:
     """An empty sha512 repository."""
     return new_repo()
+
+
+@pytest.fixture(scope="session")
+def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("example")
+    unpack(Path(__file__).parent.parent / "examples" / "host.tar.gz", target)
+    return target
 
 
 @pytest.fixture(scope="session")

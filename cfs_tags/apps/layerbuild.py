@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo.objects import Scratch
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class LayerBuilder:
     def __init__(self, repo: WriteRepo, store: ObjectStore, helper: Helper | None) -> None:
         self._store = store
         self._helper = helper
-        self._writer = splitstream.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
+        self._writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
         self._run = bytearray()
         self._aside = Scratch(store)
         self._body = bytearray()

@@ -47,7 +47,7 @@ def command(
         known = ", ".join(exporting.COMPRESSIONS)
         raise InvalidArgument(argument="--compress", value=compress, reason=f"is none of {known}")
     where = exporting.parse_destination(destination)
-    with stoppable(), ctx.obj.open() as repo, Progress(not as_json) as progress:
+    with stoppable(), ctx.obj.open() as repo, Progress("Exporting", not as_json, of_bytes=True) as progress:
         done = exporting.execute(repo, lambda: exporting.plan(repo, name, where, compress), machine(), timeout, progress)
     if as_json:
         _document(done)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cfs_tags.cli import output
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, owners, seconds
+from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
 from cfs_tags.errors import CommandLineError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from cfs_tags.fsck.check import Report
     from cfs_tags.fsck.findings import Finding
@@ -61,7 +61,7 @@ def command(
         if given and not repair:
             raise CommandLineError(command=ctx.command_path, text=f"{option} is for --repair")
     plan = None
-    with _progress() as progress:
+    with Progress("Checking", not as_json) as progress:
         if repair:
             from cfs_tags.fsck.repair import repair as mend
 
@@ -88,27 +88,6 @@ def command(
         _show(report, findings, plan, dry_run)
     if any(one.fails for one in findings):
         raise typer.Exit(_DAMAGED)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, from the first result on: by then the workers, which must not inherit a thread, are forked."""
-    if not output.on_terminal():
-        yield None
-        return
-    from rich.progress import Progress
-
-    bar = Progress(transient=True)
-    task = bar.add_task("Checking", total=None)
-
-    def show(done: int, total: int) -> None:
-        bar.start()
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield show
-    finally:
-        bar.stop()
 
 
 def _facts(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
+from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
 from cfs_tags.cli.stopping import stoppable
 from cfs_tags.errors import BrokenRoots, InvalidArgument, TargetNotFound, printable
 from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable
 
     from cfs_tags.gc import GcPlan, GcResult
     from cfs_tags.repo.store import ReadRepo
@@ -85,7 +85,7 @@ def command(
                 with repo.locked("shared", timeout):
                     made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
             else:
-                with stoppable(), _progress() as progress:
+                with stoppable(), Progress("Collecting", not as_json) as progress:
                     made = gc.collect(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )
@@ -110,20 +110,6 @@ def _bytes(text: str) -> int:
     if not (number.isascii() and number.isdigit() and len(number) < 16 and unit in units) or int(number) == 0:
         raise InvalidArgument(argument="--free-bytes", value=text, reason="is no number of bytes: write 500M, 2G or 1000000")
     return int(number) * units[unit]
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, after the first slices: most collections are over before."""
-    if not output.on_terminal():
-        yield None
-        return
-    from rich.progress import Progress
-
-    # no thread of its own: marking forks
-    with Progress(transient=True, auto_refresh=False) as bar:
-        task = bar.add_task("Collecting", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total, refresh=True)
 
 
 def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:

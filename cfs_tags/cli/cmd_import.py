@@ -70,7 +70,8 @@ def command(
         raise InvalidArgument(argument="--max-layer-size", value=f"{max_layer_size:g}", reason="must be above 0 GiB")
     timeout, named = seconds(lock_timeout), owners(owner)
 
-    from cfs_tags.apps import importing, mounting, platforms, sources
+    from cfs_tags.apps import importing, platforms, sources
+    from cfs_tags.apps.importing import mounting
     from cfs_tags.cli.machine import machine
     from cfs_tags.cli.progress import Progress
     from cfs_tags.cli.session import note
@@ -96,7 +97,7 @@ def command(
                 plan = importing.plan(repo, opened, name, options)
                 _print(plan, None, as_json)
                 return
-            with Progress(not as_json) as progress:
+            with Progress("Importing", not as_json, of_bytes=True) as progress:
                 done = importing.execute(
                     repo,
                     opened,

@@ -28,6 +28,7 @@ __all__ = [
     "lines",
     "named",
     "on_terminal",
+    "rounded",
     "size",
     "start",
     "table",
@@ -220,10 +221,15 @@ def instant(expiry: str | None) -> str | None:
 
 def size(count: int) -> str:
     """Bytes as people read them, after the exact number."""
+    return f"{count} bytes ({rounded(count)})" if count >= 1024 else rounded(count)
+
+
+def rounded(count: int) -> str:
+    """Bytes as people read them."""
     if count < 1024:
         return f"{count} bytes"
     power = min((count.bit_length() - 1) // 10, 4)
-    return f"{count} bytes ({count / 1024**power:.1f} {'KMGT'[power - 1]}iB)"
+    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
 
 
 def fields(pairs: Iterable[tuple[str, object]]) -> None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from mmap import MADV_DONTNEED, mmap
 from struct import Struct
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
@@ -37,7 +38,7 @@ from cfs_tags.errors import FormatError
 from cfs_tags.values import Algorithm, ObjectId
 
 if TYPE_CHECKING:
-    from mmap import mmap
+    from collections.abc import Iterator
 
     Buffer = bytes | bytearray | memoryview | mmap
 
@@ -250,29 +251,67 @@ def object_refs(data: Buffer, algorithm: Algorithm) -> set[ObjectId]:
     return {ObjectId.of_bytes(digest) for digest in found}
 
 
-def scan_object_refs(data: Buffer, algorithm: Algorithm) -> set[bytes]:
-    """At least the digests (raw bytes) that :func:`object_refs` finds, without following anything: a search for text.
+def scan_object_refs(data: Buffer, algorithm: Algorithm) -> bytes:
+    """At least the digests that :func:`object_refs` finds, without following anything: a search for text.
 
-    For a collector: it never misses one, and takes a quarter of the time.  What it finds besides would be an xattr that
+    For a collector: it never misses one, and takes a tenth of the time.  What it finds besides would be an xattr that
     no inode uses, or a file's own bytes that look like one; neither occurs in images that composefs makes.  The image
     is not checked: see :func:`check_image`.
+
+    Returns:
+        Raw digests, one after the other; some may be there twice.
     """
-    metacopy, redirect, odd_redirect = _patterns(algorithm)
-    digests = metacopy.findall(data)
-    found = set(digests)
-    # all paths at once: one conversion of a long text is much faster than 100,000 short ones
-    redirected = bytes.fromhex(b"".join(redirect.findall(data)).translate(None, b"/").decode())
-    if redirected != b"".join(digests):  # composefs writes both xattrs of a file, in one order: nothing new then
-        found.update(redirected[at : at + algorithm.size] for at in range(0, len(redirected), algorithm.size))
-    for match in odd_redirect.finditer(data):
-        start = match.start()
-        if start < _XATTR.size:
+    found = []
+    # what is found in a part is much larger than its digests, and a mapping counts as memory as far as it was looked at
+    for start in range(0, len(data), _PART):
+        end = min(start + _PART + _OVERLAP, len(data))
+        found.append(_scan_part(data, start, end, algorithm))
+        if isinstance(data, mmap) and end < len(data):
+            data.madvise(MADV_DONTNEED, start, _PART)
+    return b"".join(found)
+
+
+_PART = 1 << 22
+_OVERLAP = 1 << 9
+"""Bytes of the longest thing that is looked for, and more: it may begin in one part and end in the next."""
+
+
+def _scan_part(data: Buffer, start: int, end: int, algorithm: Algorithm) -> bytes:
+    """The digests in a part of an image."""
+    metacopy, redirect, name = _patterns(algorithm)
+    digests = b"".join(metacopy.findall(data, start, end))
+    paths = redirect.findall(data, start, end)
+    redirected = _digests_of_paths(b"".join(paths), len(paths), algorithm)
+    if redirected is None or len(paths) != len(name.findall(data, start, end)):
+        redirected = b"".join(_each_redirect(data, start, end, algorithm))
+    # composefs writes both xattrs of a file, in one order: nothing new then
+    return digests if redirected == digests else digests + redirected
+
+
+def _digests_of_paths(paths: bytes, count: int, algorithm: Algorithm) -> bytes | None:
+    """The digests in paths ``xx/yyyy…`` that stand one after the other; None where any of them is something else."""
+    # all at once: one conversion of a long text is much faster than 100,000 short ones
+    width = algorithm.hex_length + 1
+    digits = paths.translate(None, b"/")
+    if paths[2::width] != b"/" * count or len(digits) != count * algorithm.hex_length:
+        return None
+    try:
+        digests = bytes.fromhex(digits.decode())
+    except ValueError:
+        return None
+    return digests if len(digests) == count * algorithm.size else None  # fromhex leaves blanks out
+
+
+def _each_redirect(data: Buffer, start: int, end: int, algorithm: Algorithm) -> Iterator[bytes]:
+    """The digest of each redirect in a part, whatever it looks like."""
+    for match in _patterns(algorithm)[2].finditer(data, start, end):
+        at = match.start()
+        if at < _XATTR.size:
             continue
-        _, _, size = _XATTR.unpack_from(data, start - _XATTR.size)
+        _, _, size = _XATTR.unpack_from(data, at - _XATTR.size)
         digest = _redirect_digest(bytes(data[match.end() : match.end() + size]), algorithm)
         if digest is not None:
-            found.add(digest)
-    return found
+            yield digest
 
 
 @cache
@@ -280,10 +319,9 @@ def _patterns(algorithm: Algorithm) -> tuple[re.Pattern[bytes], re.Pattern[bytes
     # The digests are looked at, not consumed: in a hostile image one xattr may begin within another.  Each pattern
     # begins with literal text, which is what makes the search fast.
     metacopy = re.escape(_METACOPY + _metacopy_header(algorithm)) + b"(?=(.{%d}))" % algorithm.size
-    path = rb"/([0-9a-fA-F]{2}/[0-9a-fA-F]{%d})" % (algorithm.hex_length - 2)
     usual = re.escape(_XATTR.pack(len(_REDIRECT), _TRUSTED, algorithm.hex_length + 2) + _REDIRECT)
-    odd = rb"%s(?:(?<!%s)|(?!%s))" % (re.escape(_REDIRECT), usual, path.replace(b"(", b"(?:", 1))
-    return re.compile(metacopy, re.DOTALL), re.compile(usual + b"(?=%s)" % path), re.compile(odd, re.DOTALL)
+    redirect = usual + b"(?=/(.{%d}))" % (algorithm.hex_length + 1)
+    return re.compile(metacopy, re.DOTALL), re.compile(redirect, re.DOTALL), re.compile(re.escape(_REDIRECT))
 
 
 _METACOPY = b"overlay.metacopy"

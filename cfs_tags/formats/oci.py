@@ -8,11 +8,11 @@ there twice.  Text is kept as it stands; it is foreign, and none of it is safe t
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cfs_tags.errors import FormatError, InvalidDigest
+from cfs_tags.formats import fields
 from cfs_tags.values import Digest
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def kind(data: bytes) -> Kind:
     Raises:
         FormatError: neither; or both, as a document that means one thing here and another there.
     """
-    return _kind(_load(data, "manifest or index", MAX_MANIFEST))
+    return _kind(fields.load(data, "manifest or index", MAX_MANIFEST))
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -229,7 +229,7 @@ def parse_manifest(data: bytes) -> Manifest:
     Raises:
         FormatError: too long, no JSON, or not the shape; ``wanted`` says where, as a JSON pointer.
     """
-    return _manifest(_load(data, "manifest", MAX_MANIFEST))
+    return _manifest(fields.load(data, "manifest", MAX_MANIFEST))
 
 
 def parse_index(data: bytes) -> Index:
@@ -238,7 +238,7 @@ def parse_index(data: bytes) -> Index:
     Raises:
         FormatError: as :func:`parse_manifest`.
     """
-    return _index(_load(data, "index", MAX_INDEX))
+    return _index(fields.load(data, "index", MAX_INDEX))
 
 
 def parse_manifest_or_index(data: bytes) -> Manifest | Index:
@@ -247,7 +247,7 @@ def parse_manifest_or_index(data: bytes) -> Manifest | Index:
     Raises:
         FormatError: as :func:`kind` and :func:`parse_manifest`.
     """
-    document = _load(data, "manifest or index", MAX_MANIFEST)
+    document = fields.load(data, "manifest or index", MAX_MANIFEST)
     return _index(document) if _kind(document) == "index" else _manifest(document)
 
 
@@ -257,34 +257,34 @@ def parse_config(data: bytes) -> ImageConfig:
     Raises:
         FormatError: as :func:`parse_manifest`.
     """
-    document = _load(data, "config", MAX_CONFIG)
+    document = fields.load(data, "config", MAX_CONFIG)
     try:
-        document = _struct(document, _CONFIG_KEYS)
+        document = fields.struct(document, _CONFIG_KEYS)
         try:
-            rootfs = _struct(document.get("rootfs"), _ROOTFS_KEYS)
-            _text(rootfs, "type")
+            rootfs = fields.struct(document.get("rootfs"), _ROOTFS_KEYS)
+            fields.text(rootfs, "type")
             diff_ids = _digests(rootfs, "diff_ids")
-        except _Wrong as wrong:
+        except fields.Wrong as wrong:
             raise wrong.under("rootfs") from None
         try:
-            run = {} if document.get("config") is None else _struct(document["config"], _RUN_KEYS)
-            labels = _text_map(run, "Labels")
-            entrypoint = _texts(run, "Entrypoint")
-            cmd = _texts(run, "Cmd")
-            env = _texts(run, "Env")
-            user = _optional_text(run, "User")
-            working_dir = _optional_text(run, "WorkingDir")
-            stop_signal = _optional_text(run, "StopSignal")
-        except _Wrong as wrong:
+            run = {} if document.get("config") is None else fields.struct(document["config"], _RUN_KEYS)
+            labels = fields.text_map(run, "Labels")
+            entrypoint = fields.texts(run, "Entrypoint")
+            cmd = fields.texts(run, "Cmd")
+            env = fields.texts(run, "Env")
+            user = fields.optional_text(run, "User")
+            working_dir = fields.optional_text(run, "WorkingDir")
+            stop_signal = fields.optional_text(run, "StopSignal")
+        except fields.Wrong as wrong:
             raise wrong.under("config") from None
         return ImageConfig(
-            architecture=_text(document, "architecture"),
-            os=_text(document, "os"),
+            architecture=fields.text(document, "architecture"),
+            os=fields.text(document, "os"),
             diff_ids=diff_ids,
-            created=_optional_text(document, "created"),
-            author=_optional_text(document, "author"),
-            variant=_optional_text(document, "variant"),
-            os_version=_optional_text(document, "os.version"),
+            created=fields.optional_text(document, "created"),
+            author=fields.optional_text(document, "author"),
+            variant=fields.optional_text(document, "variant"),
+            os_version=fields.optional_text(document, "os.version"),
             labels=labels,
             entrypoint=entrypoint,
             cmd=cmd,
@@ -294,7 +294,7 @@ def parse_config(data: bytes) -> ImageConfig:
             stop_signal=stop_signal,
             history=_history(document),
         )
-    except _Wrong as wrong:
+    except fields.Wrong as wrong:
         raise wrong.as_error("config") from None
 
 
@@ -317,35 +317,35 @@ def _kind(document: dict[str, Any]) -> Kind:
 def _manifest(document: dict[str, Any]) -> Manifest:
     try:
         if "manifests" in document and "config" not in document:
-            raise _Wrong("a manifest", "an index")
-        document = _struct(document, _MANIFEST_KEYS)
+            raise fields.Wrong("a manifest", "an index")
+        document = fields.struct(document, _MANIFEST_KEYS)
         return Manifest(
             config=_descriptor(document.get("config"), "config"),
             layers=_descriptors(document, "layers"),
             subject=_subject(document),
-            artifact_type=_optional_text(document, "artifactType"),
-            media_type=_optional_text(document, "mediaType"),
-            annotations=_text_map(document, "annotations"),
-            schema_version=_number(document, "schemaVersion", 1 << 32),
+            artifact_type=fields.optional_text(document, "artifactType"),
+            media_type=fields.optional_text(document, "mediaType"),
+            annotations=fields.text_map(document, "annotations"),
+            schema_version=fields.number(document, "schemaVersion", 1 << 32),
         )
-    except _Wrong as wrong:
+    except fields.Wrong as wrong:
         raise wrong.as_error("manifest") from None
 
 
 def _index(document: dict[str, Any]) -> Index:
     try:
         if "manifests" not in document and "config" in document:
-            raise _Wrong("an index", "a manifest")
-        document = _struct(document, _INDEX_KEYS)
+            raise fields.Wrong("an index", "a manifest")
+        document = fields.struct(document, _INDEX_KEYS)
         return Index(
             manifests=_descriptors(document, "manifests"),
-            media_type=_optional_text(document, "mediaType"),
-            artifact_type=_optional_text(document, "artifactType"),
+            media_type=fields.optional_text(document, "mediaType"),
+            artifact_type=fields.optional_text(document, "artifactType"),
             subject=_subject(document),
-            annotations=_text_map(document, "annotations"),
-            schema_version=_number(document, "schemaVersion", 1 << 32),
+            annotations=fields.text_map(document, "annotations"),
+            schema_version=fields.number(document, "schemaVersion", 1 << 32),
         )
-    except _Wrong as wrong:
+    except fields.Wrong as wrong:
         raise wrong.as_error("index") from None
 
 
@@ -355,23 +355,23 @@ def _subject(document: dict[str, Any]) -> Descriptor | None:
 
 
 def _descriptors(document: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
-    return tuple([_descriptor(item, key, number) for number, item in enumerate(_list(document, key))])
+    return tuple([_descriptor(item, key, number) for number, item in enumerate(fields.items(document, key))])
 
 
 def _descriptor(value: object, key: str, number: int | None = None) -> Descriptor:
     try:
-        fields = _struct(value, _DESCRIPTOR_KEYS)
+        members = fields.struct(value, _DESCRIPTOR_KEYS)
         # by position: of an image with many layers this is what takes the time
         return Descriptor(
-            _text(fields, "mediaType"),
-            _digest(fields.get("digest")),
-            _number(fields, "size", 1 << 64),
-            _text_map(fields, "annotations"),
-            _platform(fields),
-            _optional_text(fields, "artifactType"),
-            _texts(fields, "urls"),
+            fields.text(members, "mediaType"),
+            _digest(members.get("digest")),
+            fields.number(members, "size", 1 << 64),
+            fields.text_map(members, "annotations"),
+            _platform(members),
+            fields.optional_text(members, "artifactType"),
+            fields.texts(members, "urls"),
         )
-    except _Wrong as wrong:
+    except fields.Wrong as wrong:
         raise wrong.under(key if number is None else f"{key}/{number}") from None
 
 
@@ -380,14 +380,14 @@ def _platform(descriptor: dict[str, Any]) -> Platform | None:
     if value is None:
         return None
     try:
-        fields = _struct(value, _PLATFORM_KEYS)
+        members = fields.struct(value, _PLATFORM_KEYS)
         return Platform(
-            architecture=_optional_text(fields, "architecture") or "",
-            os=_optional_text(fields, "os") or "",
-            variant=_optional_text(fields, "variant"),
-            os_version=_optional_text(fields, "os.version"),
+            architecture=fields.optional_text(members, "architecture") or "",
+            os=fields.optional_text(members, "os") or "",
+            variant=fields.optional_text(members, "variant"),
+            os_version=fields.optional_text(members, "os.version"),
         )
-    except _Wrong as wrong:
+    except fields.Wrong as wrong:
         raise wrong.under("platform") from None
 
 
@@ -395,193 +395,36 @@ def _history(document: dict[str, Any]) -> tuple[History, ...]:
     if document.get("history") is None:
         return ()
     result = []
-    for number, step in enumerate(_list(document, "history")):
+    for number, step in enumerate(fields.items(document, "history")):
         try:
-            fields = _struct(step, _HISTORY_KEYS)
-            empty = fields.get("empty_layer")
+            members = fields.struct(step, _HISTORY_KEYS)
+            empty = members.get("empty_layer")
             if empty is not None and not isinstance(empty, bool):
-                raise _Wrong("true or false", _shown(empty), "empty_layer")
+                raise fields.Wrong("true or false", fields.shown(empty), "empty_layer")
             result.append(
                 History(
-                    created=_optional_text(fields, "created"),
-                    created_by=_optional_text(fields, "created_by"),
-                    author=_optional_text(fields, "author"),
-                    comment=_optional_text(fields, "comment"),
+                    created=fields.optional_text(members, "created"),
+                    created_by=fields.optional_text(members, "created_by"),
+                    author=fields.optional_text(members, "author"),
+                    comment=fields.optional_text(members, "comment"),
                     empty_layer=bool(empty),
                 )
             )
-        except _Wrong as wrong:
+        except fields.Wrong as wrong:
             raise wrong.under(f"history/{number}") from None
     return tuple(result)
 
 
-# -- values ------------------------------------------------------------------------------------------------------------
-
-
-class _Wrong(Exception):
-    """A value that is not what it should be.  The place is put together on the way out: nothing when all is well."""
-
-    def __init__(self, wanted: str, found: str, place: str = "") -> None:
-        super().__init__()
-        self.wanted = wanted
-        self.found = found
-        self.place = f"/{place}" if place else ""
-
-    def under(self, place: str) -> _Wrong:
-        self.place = f"/{place}{self.place}"
-        return self
-
-    def as_error(self, structure: str) -> FormatError:
-        wanted = f"{self.wanted} at {self.place}" if self.place else self.wanted
-        return FormatError(structure=structure, offset=0, wanted=wanted, found=self.found)
-
-
-class _Doubled(dict[str, Any]):
-    """An object in which a key stands more than once; the last value counts, unless we read that key."""
-
-    __slots__ = ("keys_twice",)
-
-    keys_twice: frozenset[str]
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) == len(pairs):
-        return result
-    doubled = _Doubled(result)
-    seen: set[str] = set()
-    twice: set[str] = set()
-    for key, _ in pairs:
-        (twice if key in seen else seen).add(key)
-    doubled.keys_twice = frozenset(twice)
-    return doubled
-
-
-def _load(data: bytes, structure: str, limit: int) -> dict[str, Any]:
-    if len(data) > limit:
-        found = f"{len(data)} bytes"
-        raise FormatError(structure=structure, offset=limit, wanted=f"at most {limit} bytes", found=found)
-    try:
-        document = json.loads(data.decode(), object_pairs_hook=_pairs, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise FormatError(structure=structure, offset=error.start, wanted="UTF-8", found=error.reason) from None
-    except json.JSONDecodeError as error:
-        offset = len(error.doc[: error.pos].encode())
-        raise FormatError(structure=structure, offset=offset, wanted="JSON", found=error.msg) from None
-    except RecursionError:
-        raise FormatError(structure=structure, offset=0, wanted="JSON", found="too many levels") from None
-    except ValueError as error:
-        # a constant that is no JSON, or a number of thousands of digits
-        raise FormatError(structure=structure, offset=0, wanted="JSON", found=str(error)) from None
-    if not isinstance(document, dict):
-        raise FormatError(structure=structure, offset=0, wanted="an object", found=_shown(document))
-    return document
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is no JSON")
-
-
-def _struct(value: object, keys: tuple[str, ...]) -> dict[str, Any]:
-    """An object of which these keys are read."""
-    if type(value) is dict:
-        return value
-    if type(value) is not _Doubled:
-        raise _Wrong("an object", _shown(value))
-    for key in keys:
-        if key in value.keys_twice:
-            raise _Wrong("one value", "two", key)
-    return value
-
-
-def _optional_text(fields: dict[str, Any], key: str) -> str | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    if type(value) is not str or not (value.isascii() or _encodable(value)):
-        raise _Wrong("text", _shown(value), key)
-    return value
-
-
-def _text(fields: dict[str, Any], key: str) -> str:
-    value = _optional_text(fields, key)
-    if value is None:
-        raise _Wrong("text", "nothing", key)
-    return value
-
-
-def _texts(fields: dict[str, Any], key: str) -> tuple[str, ...]:
-    value = fields.get(key)
-    if value is None:
-        return ()
-    if type(value) is not list:
-        raise _Wrong("a list", _shown(value), key)
-    for number, item in enumerate(value):
-        if type(item) is not str or not (item.isascii() or _encodable(item)):
-            raise _Wrong("text", _shown(item), f"{key}/{number}")
-    return tuple(value)
-
-
-def _text_map(fields: dict[str, Any], key: str) -> dict[str, str]:
-    value = fields.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise _Wrong("an object", _shown(value), key)
-    for name, item in value.items():
-        if type(item) is not str or not ((item.isascii() and name.isascii()) or _encodable(item + name)):
-            raise _Wrong("text", _shown(item), f"{key}/{_pointer(name)}")
-    return value
-
-
-def _number(fields: dict[str, Any], key: str, limit: int) -> int:
-    value = fields.get(key)
-    if type(value) is not int or not 0 <= value < limit:
-        raise _Wrong(f"a number from 0 to {limit - 1}", _shown(value), key)
-    return value
-
-
-def _list(fields: dict[str, Any], key: str) -> list[Any]:
-    value = fields.get(key)
-    if type(value) is not list:
-        raise _Wrong("a list", _shown(value), key)
-    return value
-
-
 def _digest(value: object, place: str = "digest") -> Digest:
     if type(value) is not str:
-        raise _Wrong("a digest", _shown(value), place)
+        raise fields.Wrong("a digest", fields.shown(value), place)
     try:
         return Digest.parse(value)
     except InvalidDigest:
         if re.fullmatch(_OTHER_DIGEST, value) is None:
-            raise _Wrong("a digest", _shown(value), place) from None
+            raise fields.Wrong("a digest", fields.shown(value), place) from None
         return Digest.trusted(value)
 
 
-def _digests(fields: dict[str, Any], key: str) -> tuple[Digest, ...]:
-    return tuple([_digest(item, f"{key}/{number}") for number, item in enumerate(_list(fields, key))])
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _pointer(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return repr(value[:100])
-    if isinstance(value, int):
-        return str(value)[:100]
-    return {float: "a fraction", list: "a list"}.get(type(value), "an object")
+def _digests(members: dict[str, Any], key: str) -> tuple[Digest, ...]:
+    return tuple([_digest(item, f"{key}/{number}") for number, item in enumerate(fields.items(members, key))])

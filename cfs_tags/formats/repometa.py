@@ -17,7 +17,7 @@ import json
 from typing import Any, NamedTuple, NoReturn
 
 from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
-from cfs_tags.values import Algorithm
+from cfs_tags.values import Algorithm, encodable
 
 __all__ = ["MAX_SIZE", "VERSION", "RepoMeta", "parse", "render"]
 
@@ -175,7 +175,7 @@ def _list(fields: dict[str, Any], key: str, place: str) -> list[Any]:
 def _flags(features: dict[str, Any], key: str) -> tuple[str, ...]:
     flags = _list(features, key, "/features")
     for flag in flags:
-        if not isinstance(flag, str) or not _encodable(flag):
+        if not isinstance(flag, str) or not encodable(flag):
             _malformed(f"text at /features/{key}", flag)
     return tuple(flags)
 
@@ -195,14 +195,6 @@ def _erofs_version(value: object, key: str) -> int:
     if value not in _EROFS_VERSIONS:
         raise UnsupportedFeature(structure=_STRUCTURE, features=(f"EROFS format {str(value)[:100]}",))
     return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _malformed(wanted: str, found: object) -> NoReturn:

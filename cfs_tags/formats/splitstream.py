@@ -17,41 +17,47 @@ after the other; ``named_refs`` is one zstd frame of records ``<index into strea
 otherwise it stands for the content of ``object_refs[n]``.  ``stream_size`` counts inline bytes and sizes of external
 objects.  Flags, and what follows the 80 bytes of the info section, are left for the future and ignored.
 
-Reading takes any bytes-like object and copies nothing but names, so the file may be a :class:`mmap.mmap`.
+Reading takes any bytes-like object and copies nothing but names, so the file may be a :class:`mmap.mmap`.  Writing is in
+``splitwriter.py``.
 """
 
 from __future__ import annotations
 
 import sys
-from array import array
 from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
 from cfs_tags.values import Algorithm, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from _typeshed import ReadableBuffer as Buffer
 
 __all__ = [
+    "CHUNK",
     "CONTENT_TYPE_BLOB",
     "CONTENT_TYPE_CONFIG",
     "CONTENT_TYPE_LAYER",
     "CONTENT_TYPE_MANIFEST",
+    "HEADER",
+    "HEADER_SIZE",
+    "INFO",
+    "LG_BLOCKSIZE",
+    "MAGIC",
     "MAX_NAMED_REFS",
     "MAX_SIZE",
     "PIECE_SIZE",
     "SplitStream",
-    "Writer",
     "chunks",
     "looks_like_one",
     "parse",
     "parse_refs",
     "salvage_refs",
     "sole_object",
+    "zstd_library",
 ]
 
 MAX_SIZE = 1 << 30
@@ -78,13 +84,13 @@ MAX_NAMED_REFS = 4 << 20
 PIECE_SIZE = 64 << 10
 """Bytes of the longest piece of inline content that :func:`chunks` gives out."""
 
-_MAGIC = b"SplitStream"
-_HEADER = Struct("<11sBHBBQQ")
+MAGIC = b"SplitStream"
+HEADER = Struct("<11sBHBBQQ")
 _OLD_HEADER = Struct("<QQH11sBBB")
-_INFO = Struct("<10Q")
-_CHUNK = Struct("<q")
-_HEADER_SIZE = 32
-_LG_BLOCKSIZE = 12
+INFO = Struct("<10Q")
+CHUNK = Struct("<q")
+HEADER_SIZE = 32
+LG_BLOCKSIZE = 12
 _STRUCTURE = "splitstream"
 _BODY = "splitstream body"
 _NAMES = "splitstream named refs"
@@ -202,7 +208,7 @@ def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memory
 
 def looks_like_one(head: bytes) -> bool:
     """Whether a file that begins with these bytes (32 or more) has the magic of a splitstream, in either header."""
-    return _MAGIC in (head[:11], head[18:29])
+    return MAGIC in (head[:11], head[18:29])
 
 
 def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
@@ -220,11 +226,11 @@ def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
     """
     view = memoryview(data)
     streams, objects = b"", b""
-    if len(view) >= _HEADER_SIZE:
-        for start, end in (_HEADER.unpack_from(view)[5:], _OLD_HEADER.unpack_from(view)[:2]):
-            if end - start < _INFO.size or end > len(view):
+    if len(view) >= HEADER_SIZE:
+        for start, end in (HEADER.unpack_from(view)[5:], _OLD_HEADER.unpack_from(view)[:2]):
+            if end - start < INFO.size or end > len(view):
                 continue
-            info = _INFO.unpack_from(view, start)
+            info = INFO.unpack_from(view, start)
             with suppress(FormatError):
                 streams += bytes(_array(view, "stream_refs", info[0], info[1], algorithm.size))
             with suppress(FormatError):
@@ -259,7 +265,7 @@ def _chunks(stream: SplitStream, size_of: Callable[[ObjectId], int] | None) -> I
     external = False
     pieces = _inflate(stream.body)
     buffer, pos = b"", 0
-    unpack = _CHUNK.unpack_from
+    unpack = CHUNK.unpack_from
     while True:
         here = len(buffer) - pos
         if inline and here:
@@ -315,195 +321,25 @@ def sole_object(stream: SplitStream | Buffer) -> ObjectId:
     return ObjectId(stream.raw_object_refs.hex())
 
 
-class Writer:
-    """Writes a splitstream as cfsctl does: the same order, the same deduplication, the same compression.
-
-    With libzstd 1.5.7, which composefs-rs 0.9.4 is built with, the bytes equal those of cfsctl; with another one the
-    two compressed sections may differ, and with them the digest of the file, but not its meaning.
-    """
-
-    __slots__ = (
-        "_algorithm",
-        "_body",
-        "_compressor",
-        "_content_type",
-        "_inline",
-        "_named",
-        "_objects",
-        "_size",
-        "_streams",
-        "_taken",
-    )
-
-    def __init__(self, algorithm: Algorithm, content_type: int) -> None:
-        self._algorithm = algorithm
-        self._content_type = content_type
-        self._streams: dict[ObjectId, int] = {}
-        self._objects = _Objects(algorithm.size)
-        self._named: dict[str, int] = {}
-        self._inline = bytearray()
-        self._size = 0
-        self._body = bytearray()
-        self._taken = 0
-        self._compressor = _zstd().ZstdCompressor()
-
-    def add_named_ref(self, name: str, digest: ObjectId) -> None:
-        """Refer to the stream (or EROFS image) with that digest by a name; the last of equal names counts.
-
-        Raises:
-            InvalidArgument: a name that cannot be written, or a digest of another algorithm.
-        """
-        self._check(digest)
-        if "\0" in name or not _encodable(name):
-            raise InvalidArgument(argument="named ref", value=name, reason="has a character that cannot be written")
-        self._named[name] = self._streams.setdefault(digest, len(self._streams))
-
-    def add_inline(self, data: Buffer) -> None:
-        """Append bytes to the stream; neighbours become one chunk."""
-        before = len(self._inline)
-        self._inline += data
-        self._size += len(self._inline) - before
-
-    def add_external(self, digest: ObjectId, size: int) -> None:
-        """Append an object of ``size`` bytes, which is stored beside the stream.
-
-        Raises:
-            InvalidArgument: a digest of another algorithm.
-        """
-        self._check(digest)
-        self._flush()
-        self._size += size
-        index = self._objects.index(bytes.fromhex(digest))
-        self._body += self._compressor.compress(_CHUNK.pack(index))
-
-    def add_long_inline(self, size: int, pieces: Iterable[Buffer]) -> None:
-        """Append ``size`` bytes that come in pieces, as one chunk that is not held in memory.
-
-        What was added inline before must have been ended by an object, and what follows must be one: neighbours of this
-        chunk would not be joined to it.
-        """
-        self._flush()
-        self._size += size
-        self._body += self._compressor.compress(_CHUNK.pack(-size))
-        for piece in pieces:
-            self._body += self._compressor.compress(piece)
-
-    def take_body(self) -> bytearray:
-        """Hand over what there is of the compressed body, so that the writer need not keep it; see :meth:`finish_parts`."""
-        taken, self._body = self._body, bytearray()
-        self._taken += len(taken)
-        return taken
-
-    def finish(self) -> bytes:
-        """The whole file.  The writer is used up."""
-        head, body = self.finish_parts()
-        return b"".join((*head, body))
-
-    def finish_parts(self) -> tuple[tuple[bytes | bytearray, ...], bytearray]:
-        """What stands in the file before the body, in parts, and the end of the body.  The writer is used up.
-
-        Between the two belongs what :meth:`take_body` gave out, in its order.
-        """
-        self._flush()
-        self._body += self._compressor.flush()
-        body = self._body
-        records = "".join([f"{index}:{name}\0" for name, index in sorted(self._named.items())])
-        names = _deflate(records.encode())
-        streams = bytes.fromhex("".join(self._streams))
-        objects = self._objects.table
-        # ranges touch, in this order: header, info, stream_refs, object_refs, named_refs, stream
-        info = _HEADER_SIZE
-        refs = info + _INFO.size
-        after_streams = refs + len(streams)
-        after_objects = after_streams + len(objects)
-        after_names = after_objects + len(names)
-        end = after_names + self._taken + len(body)
-        header = _HEADER.pack(_MAGIC, 0, 0, self._algorithm.number, _LG_BLOCKSIZE, info, refs) + _INFO.pack(
-            refs,
-            after_streams,
-            after_streams,
-            after_objects,
-            after_names,
-            end,
-            after_objects,
-            after_names,
-            self._content_type,
-            self._size,
-        )
-        return (header, streams, objects, names), body
-
-    def _check(self, digest: ObjectId) -> None:
-        if len(digest) != self._algorithm.hex_length:
-            reason = f"is not a {self._algorithm.value} digest"
-            raise InvalidArgument(argument="object", value=digest, reason=reason)
-
-    def _flush(self) -> None:
-        if self._inline:
-            self._body += self._compressor.compress(_CHUNK.pack(-len(self._inline)))
-            self._body += self._compressor.compress(self._inline)
-            self._inline = bytearray()
-
-
-class _Objects:
-    """Digests, each once, in the order of first use, and their numbers; with little memory: a layer may have a million.
-
-    Attributes:
-        table: the digests, one after the other.
-    """
-
-    __slots__ = ("_mask", "_places", "_width", "table")
-
-    def __init__(self, width: int) -> None:
-        self.table = bytearray()
-        self._width = width
-        self._mask = 255
-        self._places = array("I", bytes(4 * 256))  # numbers, from 1, each where its digest says or the next free place after
-
-    def index(self, digest: bytes) -> int:
-        """The number of a digest, which is added where it is new."""
-        width, table, places, mask = self._width, self.table, self._places, self._mask
-        place = int.from_bytes(digest[:8], "little") & mask
-        while number := places[place]:
-            if table.startswith(digest, (number - 1) * width):
-                return number - 1
-            place = (place + 1) & mask
-        table += digest
-        count = len(table) // width
-        places[place] = count
-        if 2 * count > mask:
-            self._grow(count)
-        return count - 1
-
-    def _grow(self, count: int) -> None:
-        width, table = self._width, self.table
-        self._mask = mask = 4 * self._mask + 3
-        self._places = places = array("I", bytes(4 * (mask + 1)))
-        for number in range(count):
-            place = int.from_bytes(table[number * width : number * width + 8], "little") & mask
-            while places[place]:
-                place = (place + 1) & mask
-            places[place] = number + 1
-
-
 # -- sections ----------------------------------------------------------------------------------------------------------
 
 
 def _sections(view: memoryview, wanted: Algorithm | None) -> tuple[Literal["current", "old"], Algorithm, tuple[int, ...]]:
     """Header and info: the layout, the algorithm, and the ten numbers of the info section."""
-    if len(view) < _HEADER_SIZE:
-        _malformed(0, f"a header of {_HEADER_SIZE} bytes", f"{len(view)} bytes")
+    if len(view) < HEADER_SIZE:
+        _malformed(0, f"a header of {HEADER_SIZE} bytes", f"{len(view)} bytes")
     layout: Literal["current", "old"] = "current"
-    magic, version, _, number, lg_blocksize, start, end = _HEADER.unpack_from(view)
+    magic, version, _, number, lg_blocksize, start, end = HEADER.unpack_from(view)
     at = 11
-    if magic != _MAGIC:
+    if magic != MAGIC:
         layout = "old"
         start, end, _, old_magic, version, number, lg_blocksize = _OLD_HEADER.unpack_from(view)
         at = 29
-        if old_magic != _MAGIC:
-            _malformed(0, f"the magic {_MAGIC.decode()!r} at byte 0 or 18", magic.hex(" "))
+        if old_magic != MAGIC:
+            _malformed(0, f"the magic {MAGIC.decode()!r} at byte 0 or 18", magic.hex(" "))
     if version != 0:
         raise UnsupportedVersion(structure=_STRUCTURE, wanted="0", found=str(version))
-    if lg_blocksize != _LG_BLOCKSIZE:
+    if lg_blocksize != LG_BLOCKSIZE:
         raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity blocks of 2^{lg_blocksize} bytes",))
     if number == Algorithm.SHA512.number:
         found = Algorithm.SHA512
@@ -513,10 +349,10 @@ def _sections(view: memoryview, wanted: Algorithm | None) -> tuple[Literal["curr
         raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity hash algorithm {number}",))
     if wanted is not None and found is not wanted:
         _malformed(at + (3 if layout == "current" else 1), f"algorithm {wanted.value}", found.value)
-    if end - start < _INFO.size or end > len(view):
-        wanted_range = f"an info section of {_INFO.size} bytes or more within {len(view)} bytes"
+    if end - start < INFO.size or end > len(view):
+        wanted_range = f"an info section of {INFO.size} bytes or more within {len(view)} bytes"
         _malformed(16 if layout == "current" else 0, wanted_range, f"bytes {start} to {end}")
-    return layout, found, _INFO.unpack_from(view, start)
+    return layout, found, INFO.unpack_from(view, start)
 
 
 def _section(view: memoryview, name: str, start: int, end: int) -> memoryview:
@@ -539,7 +375,7 @@ def _digests(raw: memoryview, width: int) -> list[ObjectId]:
 
 
 def _named_refs(section: memoryview, stream_refs: memoryview, algorithm: Algorithm) -> dict[str, ObjectId]:
-    zstd = _zstd()
+    zstd = zstd_library()
     # frames that ask for a window beyond what they may hold are refused before it is allocated
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 24})
     try:
@@ -576,18 +412,11 @@ def _malformed(offset: int, wanted: str, found: str, structure: str = _STRUCTURE
     raise FormatError(structure=structure, offset=offset, wanted=wanted, found=found)
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 # -- compression -------------------------------------------------------------------------------------------------------
 
 
-def _zstd() -> Any:
+def zstd_library() -> Any:
+    """The module, loaded where it is needed: most commands read no compressed section."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -597,7 +426,7 @@ def _zstd() -> Any:
 
 def _inflate(body: memoryview) -> Iterator[bytes]:
     """Decompress the one frame of a body, in pieces of at most ``PIECE_SIZE`` bytes, none of them empty."""
-    zstd = _zstd()
+    zstd = zstd_library()
     decompressor = zstd.ZstdDecompressor()
     position = 0
     try:
@@ -616,12 +445,3 @@ def _inflate(body: memoryview) -> Iterator[bytes]:
         _malformed(position, "a zstd frame", str(error), _BODY)
     if decompressor.unused_data or position < len(body):
         _malformed(position, "the end of the section", "bytes behind the zstd frame", _BODY)
-
-
-def _deflate(text: bytes) -> bytes:
-    # cfsctl compresses as a stream whose length is not known, which decides the frame header; with nothing to compress
-    # its library learns the length, zero, and says so in the header
-    compressor = _zstd().ZstdCompressor()
-    start: bytes = compressor.compress(text) if text else b""
-    rest: bytes = compressor.flush()
-    return start + rest

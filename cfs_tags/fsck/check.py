@@ -18,6 +18,7 @@ from cfs_tags.fsck.images import Streams, wanted_algorithm
 from cfs_tags.fsck.links import Links, read_links
 from cfs_tags.fsck.roots import Roots, check_refs, read_refs
 from cfs_tags.fsck.streams import ImageFacts, StreamFacts, check_image, check_stream
+from cfs_tags.processes import processors
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, pro
         found.append(finding("no-metadata", "meta.json", "there is none, as before composefs-rs 0.7"))
     facts: dict[str, StreamFacts] = {}
     images: list[ImageFacts] = []
-    count = jobs if jobs is not None else workers.processors() if work.cost > _WORTH_FORKING else 1
+    count = jobs if jobs is not None else processors() if work.cost > _WORTH_FORKING else 1
     done = 0
     for number, results in workers.run(work.tasks, work.do, count):
         for result in results:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.errors import FormatError
 from cfs_tags.formats import fsverity, layout
 from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.inventory import names_of_objects
 from cfs_tags.repo import verity
 from cfs_tags.values import ObjectId
 
@@ -43,7 +44,6 @@ def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
     """
     found: dict[str, int] = {}
     findings: list[Finding] = []
-    name_of = re.compile(f"[0-9a-f]{{{repo.algorithm.hex_length - 2}}}", re.ASCII).fullmatch
     try:
         parents = repo.names(layout.OBJECTS)
     except FormatError as error:
@@ -60,24 +60,34 @@ def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
         if fd is None:
             continue
         try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name_of(name) is None:
-                        message = f"no fs-verity digest of {repo.algorithm.hex_length} digits"
-                        findings.append(finding("bad-object-name", f"{path}/{name}", message))
-                    elif not entry.is_file(follow_symlinks=False):
-                        kind = "a link" if entry.is_symlink() else "a directory" if entry.is_dir() else "no file"
-                        findings.append(finding("not-an-object", f"{path}/{name}", f"it is {kind}, not a file"))
-                    else:
-                        size = 0
-                        if sizes:
-                            with suppress(FileNotFoundError):
-                                size = entry.stat(follow_symlinks=False).st_size
-                        found[parent + name] = size
+            with os.scandir(fd) as scan:
+                entries = list(scan)
+            # there may be a million: all at once, and what is no object is looked for where there is any
+            files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+            names, _ = names_of_objects(repo, parent, [entry.name for entry in files])
+            if len(names) < len(entries):
+                findings += _others(path, entries, frozenset(names), repo.algorithm.hex_length)
+            found.update(dict.fromkeys([parent + name for name in names], 0))
+            if sizes:
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        found[parent + name] = os.stat(name, dir_fd=fd, follow_symlinks=False).st_size
         finally:
             os.close(fd)
     return Inventory(found, findings)
+
+
+def _others(path: str, entries: Sequence[os.DirEntry[str]], objects: frozenset[str], digits: int) -> Iterator[Finding]:
+    """What is no object in a directory of objects."""
+    name_of = re.compile(f"[0-9a-f]{{{digits - 2}}}", re.ASCII).fullmatch
+    for entry in entries:
+        if entry.name in objects:
+            continue
+        if name_of(entry.name) is None:
+            yield finding("bad-object-name", f"{path}/{entry.name}", f"no fs-verity digest of {digits} digits")
+        else:
+            kind = "a link" if entry.is_symlink() else "a directory" if entry.is_dir() else "no file"
+            yield finding("not-an-object", f"{path}/{entry.name}", f"it is {kind}, not a file")
 
 
 # -- content -----------------------------------------------------------------------------------------------------------

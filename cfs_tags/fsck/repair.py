@@ -3,7 +3,7 @@
 ========================  =============================================================================================
 found                     done
 ========================  =============================================================================================
-interrupted transaction   finished or taken back, as before every change (``repo/refs.py``)
+interrupted transaction   finished or taken back, as before every change (``repo/recovery.py``)
 temporary links of ours   removed, with it
 a missing link            made again, where its object is there, measures right, and has everything that it needs
 a ref that stops the      recorded in ``cfs-tags/quarantine/`` and taken out, where its owner was named and no object can be

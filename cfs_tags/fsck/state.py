@@ -10,7 +10,7 @@ from cfs_tags.errors import CfsTagsError, FormatError, LockConflict, LockTimeout
 from cfs_tags.formats import layout
 from cfs_tags.fsck import quarantine
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.repo import reflog, refs
+from cfs_tags.repo import reflog, transactions
 from cfs_tags.repo.lock import Lock
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str
     try:
         if not (repo.names(_JOURNAL) or repo.names(_TMP)):
             return (), ()
-        lock = Lock.of(repo.fd, refs.LOCK_FILE, os.path.join(repo.path, refs.LOCK_FILE))
-        with lock.hold("shared", repo.fd, refs.LOCK_FILE, 0.0):
+        lock = Lock.of(repo.fd, transactions.LOCK_FILE, os.path.join(repo.path, transactions.LOCK_FILE))
+        with lock.hold("shared", repo.fd, transactions.LOCK_FILE, 0.0):
             return _read(repo, findings)
     except (LockTimeout, LockConflict):
         return (), ()  # a writer is at work

@@ -7,7 +7,6 @@ repository lock, and cannot give it away (``repo/lock.py``).
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,18 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
 
-__all__ = ["processors", "run"]
+__all__ = ["run"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _AHEAD = 2
 """Tasks that a worker is given before it has finished one: it never waits for us."""
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def run(tasks: Sequence[T], work: Callable[[T], R], jobs: int) -> Iterator[tuple[int, R]]:

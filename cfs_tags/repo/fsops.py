@@ -17,6 +17,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from _typeshed import ReadableBuffer as Buffer
 
 __all__ = [
@@ -150,21 +152,13 @@ def replace_file(dir_fd: int, path: str, data: bytes, temporary: str, owner: Own
         temporary: a free path on the same file system; it is gone afterwards, also after an error.
         owner: of the new file.
     """
-    with suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=dir_fd)  # what a crash left
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
-    try:
-        try:
-            if owner is not None:
-                os.fchown(fd, *owner)
-            _write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except BaseException:
-        os.unlink(temporary, dir_fd=dir_fd)
-        raise
+
+    def fill(fd: int) -> None:
+        if owner is not None:
+            os.fchown(fd, *owner)
+        _write_all(fd, data)
+
+    _put_in_place(dir_fd, path, temporary, 0o644, fill)
 
 
 def rewrite_file(dir_fd: int, path: str, data: bytes, temporary: str) -> None:
@@ -175,16 +169,26 @@ def rewrite_file(dir_fd: int, path: str, data: bytes, temporary: str) -> None:
         attributes = [(name, os.getxattr(source, name)) for name in os.listxattr(source)]
     finally:
         os.close(source)
+
+    def fill(fd: int) -> None:
+        _write_all(fd, data)
+        os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, stat.S_IMODE(status.st_mode))
+        for name, value in attributes:
+            os.setxattr(fd, name, value)
+
+    _put_in_place(dir_fd, path, temporary, 0o600, fill)
+    sync(dir_fd, os.path.dirname(path) or ".")
+
+
+def _put_in_place(dir_fd: int, path: str, temporary: str, mode: int, fill: Callable[[int], None]) -> None:
+    """Put a new file, filled and on disk, in the place of another; after an error that stays as it was."""
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=dir_fd)  # what a crash left
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
     try:
         try:
-            _write_all(fd, data)
-            os.fchown(fd, status.st_uid, status.st_gid)
-            os.fchmod(fd, stat.S_IMODE(status.st_mode))
-            for name, value in attributes:
-                os.setxattr(fd, name, value)
+            fill(fd)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -192,7 +196,6 @@ def rewrite_file(dir_fd: int, path: str, data: bytes, temporary: str) -> None:
     except BaseException:
         os.unlink(temporary, dir_fd=dir_fd)
         raise
-    sync(dir_fd, os.path.dirname(path) or ".")
 
 
 def append(dir_fd: int, path: str, data: bytes, owner: Owner | None = None) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from cfs_tags import Repository, gc, tags
 from cfs_tags.apps import importing, platforms, tarstream
-from cfs_tags.apps.importing import Options
+from cfs_tags.apps.importing import Options, documents
 from cfs_tags.errors import (
     AmbiguousName,
     DigestMismatch,
@@ -514,13 +514,13 @@ def test_however_often_an_index_names_an_image_it_is_read_once(
     image = next(iter(images.values()))
     add_index(tmp_path / "layout", "wide", [dict(image.descriptor)] * 500)
     read: list[str] = []
-    plain = importing.read_document
+    plain = documents.read_document
 
     def counted(source: Any, descriptor: Any) -> bytes:
         read.append(descriptor.digest)
         return plain(source, descriptor)
 
-    monkeypatch.setattr(importing, "read_document", counted)
+    monkeypatch.setattr(documents, "read_document", counted)
     import_image(repo, f"oci:{tmp_path / 'layout'}:wide", "app")
     assert read.count(image.manifest_digest) < 5
     add_index(tmp_path / "layout", "wider", [dict(image.descriptor)] * 1001)

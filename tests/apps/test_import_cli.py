@@ -11,12 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
 
-from cfs_tags.cli.main import main
 from cfs_tags.repo import fsops
 from cfs_tags.repo.store import WriteRepo
 from support.images import (
@@ -37,22 +36,10 @@ from support.peers import Cfsctl
 from support.serving import serving
 from support.trees import tree
 
+if TYPE_CHECKING:
+    from apps.conftest import Run
+
 NewRepo = Callable[..., Path]
-
-
-class Run(Protocol):
-    def __call__(self, *words: str, status: int = 0) -> str:
-        """Call the program on the repository; its exit status must be that."""
-
-
-@pytest.fixture
-def run(repo: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str, status: int = 0) -> str:
-        capsys.readouterr()
-        assert main(["--repo", str(repo), *words]) == status, capsys.readouterr()
-        return capsys.readouterr().out
-
-    return call
 
 
 def test_import_says_what_it_did_and_what_it_would_do(run: Run, repo: Path, tmp_path: Path) -> None:
@@ -214,7 +201,7 @@ def test_progress_is_shown_on_a_terminal(repo: Path, tmp_path: Path) -> None:
     shown = os.read(master, 65536).decode()
     os.close(master)
     assert done.returncode == 0, shown
-    assert f" of {total / 1e6:.1f} MB" in shown
+    assert f" of {total / 2**20:.1f} MiB" in shown
     assert shown.endswith("\r\x1b[K")
 
 

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cfs_tags.apps import platforms
-from cfs_tags.cli.main import main
 from cfs_tags.formats import layout
 from support.images import Image, Layer, app_image, base_layer, build_image, build_index, file
 from support.peers import Cfsctl
 from support.trees import tree
 
-Run = Callable[..., str]
+if TYPE_CHECKING:
+    from apps.conftest import Run
+
 NAME = "quay.io/app:1"
-
-
-@pytest.fixture
-def run(repo: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str, status: int = 0) -> str:
-        capsys.readouterr()
-        assert main(["--repo", str(repo), *words]) == status, capsys.readouterr()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from cfs_tags.apps import httpd, turns
 from cfs_tags.apps.importing import Options
 from cfs_tags.apps.plain import ORIGINAL_DIGEST
 from cfs_tags.cli.main import main
-from cfs_tags.formats import layout, splitstream
+from cfs_tags.formats import layout, splitstream, splitwriter
 from cfs_tags.repo.store import WriteRepo
 from cfs_tags.values import ContentId, Digest, ObjectId
 from support.images import (
@@ -141,7 +141,7 @@ def _blob(image: Image, layer: dict[str, Any]) -> bytes:
 
 
 def _stream(repo: WriteRepo, content_id: ContentId, kind: int, content: bytes, refs: dict[str, ObjectId]) -> ObjectId:
-    writer = splitstream.Writer(repo.algorithm, kind)
+    writer = splitwriter.Writer(repo.algorithm, kind)
     for name, target in refs.items():
         writer.add_named_ref(name, target)
     writer.add_external(repo.add_object(content), len(content))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 
 from cfs_tags.cli.main import main
-from support.trees import copy_tree, unpack
+from support.trees import copy_tree
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -73,13 +73,6 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Run:
         return said
 
     return run
-
-
-@pytest.fixture(scope="session")
-def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("example")
-    unpack(EXAMPLES / "host.tar.gz", target)
-    return target
 
 
 @pytest.fixture

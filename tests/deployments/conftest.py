@@ -16,9 +16,7 @@ from cfs_tags.values import Algorithm
 from cli.conftest import Run, Said, call  # noqa: F401  (call is a fixture here too)
 from support.peers import Cfsctl
 from support.sysroots import Host, Pool, fill_hosts, fill_rivals, fill_twins, new_host, with_old_headers
-from support.trees import copy_tree, unpack
-
-EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+from support.trees import copy_tree
 
 
 class Hosts(Protocol):
@@ -114,13 +112,6 @@ def view_of(host: Host, **changes: object) -> SysrootView:
     """What the library sees of a host."""
     with Repository.open(host.repo) as repo:
         return SysrootView.read(sysroot_of(host, **changes), repo.algorithm)
-
-
-@pytest.fixture(scope="session")
-def _example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("example")
-    unpack(EXAMPLES / "host.tar.gz", target)
-    return target
 
 
 @pytest.fixture

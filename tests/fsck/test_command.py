@@ -182,9 +182,9 @@ def test_a_bar_is_shown_on_a_terminal(repo: Path, monkeypatch: pytest.MonkeyPatc
             return True
 
     screen = Terminal()
-    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
 
     assert main(["--repo", str(repo), "fsck", "--content"]) == 0
     assert "Checking" in screen.getvalue()
-    assert "0 errors" in screen.getvalue()
+    assert screen.getvalue().endswith("\r\x1b[K")

@@ -216,10 +216,10 @@ def _document_is(tag: str, kind: str, data: bytes) -> Callable[[Path], str]:
     def make(repo: Path) -> str:
         import hashlib
 
-        from cfs_tags.formats import splitstream
+        from cfs_tags.formats import splitstream, splitwriter
         from cfs_tags.values import Algorithm, ObjectId
 
-        writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
+        writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
         writer.add_external(ObjectId(put(repo, data)), len(data))
         name = put(repo, writer.finish())
         digest = hashlib.sha256(data).hexdigest()
@@ -233,19 +233,19 @@ def _document_is(tag: str, kind: str, data: bytes) -> Callable[[Path], str]:
 def _config_without_rootfs(repo: Path) -> str:
     import hashlib
 
-    from cfs_tags.formats import splitstream
+    from cfs_tags.formats import splitstream, splitwriter
     from cfs_tags.values import Algorithm, ObjectId
 
     config = b'{"architecture":"amd64"}'
     digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
-    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_CONFIG)
+    writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_CONFIG)
     writer.add_external(ObjectId(put(repo, config)), len(config))
     name = put(repo, writer.finish())
     relink(repo / f"streams/oci-config-{digest}", f"../objects/{name[:2]}/{name[2:]}")
     text = json.loads(document(repo, manifest(repo, SMALL)))
     text["config"].update(digest=digest, size=len(config))
     data = json.dumps(text).encode()
-    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
+    writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
     writer.add_named_ref(f"config:{digest}", ObjectId(name))
     writer.add_external(ObjectId(put(repo, data)), len(data))
     name = put(repo, writer.finish())

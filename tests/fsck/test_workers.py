@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cfs_tags.errors import InternalError, MissingObject, SystemFailure
-from cfs_tags.fsck.workers import processors, run
+from cfs_tags.fsck.workers import run
+from cfs_tags.processes import processors
 from cfs_tags.repo.store import Repository
 from support.peers_beside import can_lock
 

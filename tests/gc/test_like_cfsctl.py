@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cfs_tags import gc, marking
+from cfs_tags import gc
 from support.collecting import collect, plan, removed_nothing
 from support.garbage import copy_of, link_of, model, names, object_paths, outside_state
 from support.peers import Cfsctl
@@ -121,37 +120,6 @@ def test_a_link_that_leads_to_no_object_is_not_ours_to_remove(repo: Path) -> Non
         (repo / "images" / name).symlink_to(text)
     assert plan(repo).swept == collect(repo).swept
     assert {"absolute", "loop", "short"} <= names(repo, "streams") & names(repo, "images")
-
-
-@pytest.mark.parametrize("lacking", ["a process", "memory in it"])
-def test_so_does_one_that_gets_no_help_from_a_second_process(
-    fresh: Fresh, monkeypatch: pytest.MonkeyPatch, lacking: str
-) -> None:
-    path = fresh()
-    (path / "streams/refs/oci/one").unlink()
-    planned = plan(path)
-    fork = os.fork
-    asked = []
-
-    def refused() -> int:
-        asked.append(True)
-        if lacking == "a process":
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return fork()
-
-    def fail(*_: object) -> None:
-        raise MemoryError  # in the child alone anything is sent
-
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    monkeypatch.setattr(os, "fork", refused)
-    monkeypatch.setattr(marking.pickle, "dump", fail)
-    monkeypatch.setattr(marking, "active_count", lambda: 1)
-    open_files = len(os.listdir("/proc/self/fd"))
-
-    assert plan(path) == planned
-    assert collect(path).swept == planned.swept
-    assert asked
-    assert len(os.listdir("/proc/self/fd")) == open_files
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 1.0, 2.0])

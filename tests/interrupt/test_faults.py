@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from cfs_tags.errors import SystemFailure
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.store import Repository, WriteRepo
 from cfs_tags.values import Algorithm, ContentId
@@ -20,20 +19,8 @@ from support import stock
 from support.interrupt import fail_after
 from support.kinds import KINDS, Subject, write_next
 from support.peers import Cfsctl
-from support.stock import disk_full_after, error_of, fill, leftovers, tags, without_exchange
+from support.stock import disk_full_after, error_of, leftovers, tags, without_exchange
 from support.trees import Node, tree
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Path]:
-    with stock.in_memory() as home:
-        yield home
-
-
-@pytest.fixture
-def stocked(filled_repo, ram: Path) -> Path:  # type: ignore[no-untyped-def]
-    path = ram / "stock"
-    return path if path.exists() else filled_repo("stock", fill, path)  # type: ignore[no-any-return]
 
 
 def content(path: Path) -> dict[str, Node]:
@@ -135,7 +122,7 @@ def test_a_recovery_that_fails_says_so_and_is_repeated(stocked: Path, ram: Path)
 
 @pytest.mark.parametrize("what", ["full disk", "ENOSPC", "EIO"])
 def test_content_that_could_not_be_written_is_not_named(stocked: Path, ram: Path, cfsctl: Cfsctl, what: str) -> None:
-    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_BLOB)
+    writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_BLOB)
     writer.add_external(_measured(b"\xa5" * 5000), 5000)
     data = writer.finish()
     named = f"streams/{ContentId('oci-blob-sha256:' + '0' * 64)}"

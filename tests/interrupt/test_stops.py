@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,7 @@ from support import stock
 from support.interrupt import Interruption, every_stop, kill_after, stopped_after, torn_kill_after
 from support.kinds import KINDS, Subject, write_next
 from support.peers import Cfsctl
-from support.stock import before_call, dangling, digest_of, fill, leftovers, let_go, link_to, tags, without_exchange
-
-
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Path]:
-    with stock.in_memory() as home:
-        yield home
-
-
-@pytest.fixture
-def stocked(filled_repo, ram: Path) -> Path:  # type: ignore[no-untyped-def]
-    """In memory, once for this module; only ever copied."""
-    path = ram / "stock"
-    return path if path.exists() else filled_repo("stock", fill, path)  # type: ignore[no-any-return]
+from support.stock import before_call, dangling, digest_of, leftovers, let_go, link_to, tags, without_exchange
 
 
 @pytest.fixture

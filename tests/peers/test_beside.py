@@ -20,14 +20,9 @@ from support import stock
 from support.images import static_image
 from support.peers import Cfsctl
 from support.peers_beside import hold_shared, lock_modes
-from support.stock import PRIVATE, SHARED, before_call, digest_of, fill, leftovers, let_go, make_tag, without_exchange
+from support.stock import PRIVATE, SHARED, before_call, digest_of, leftovers, let_go, make_tag, without_exchange
 
 APP = f"{SHARED}/app"
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cfs_tags import tagging, tags
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo import contents
 from cfs_tags.repo.store import Repository, WriteRepo
 from cfs_tags.values import ContentId, Digest, ObjectId
@@ -275,7 +275,7 @@ def store_image(repo: WriteRepo, image: Image, layers: dict[str, ObjectId], *, c
     """Manifest and config of ``image`` as streams of ours; ``layers`` by what their named refs are called."""
 
     def put(content_id: str, kind: int, data: bytes, named: dict[str, ObjectId]) -> ObjectId:
-        writer = splitstream.Writer(repo.algorithm, kind)
+        writer = splitwriter.Writer(repo.algorithm, kind)
         for name, target in named.items():
             writer.add_named_ref(name, target)
         writer.add_external(repo.add_object(data), len(data))
@@ -299,7 +299,7 @@ def store_artifact(repo: WriteRepo, artifact: Image, blobs: list[bytes]) -> None
     """An artifact as cfsctl's library stores one; no command of cfsctl does."""
     layers = {}
     for descriptor, blob in zip(artifact.manifest["layers"], blobs, strict=True):
-        writer = splitstream.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
+        writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         writer.add_external(repo.add_object(blob), len(blob))
         layers[descriptor["digest"]] = repo.add_stream(ContentId(f"oci-blob-{descriptor['digest']}"), writer.finish())
     store_image(repo, artifact, layers, config_refs=False)
@@ -314,7 +314,7 @@ def test_an_image_that_we_write_is_read_by_cfsctl_byte_for_byte(empty: Path, tmp
     layer = Layer([directory("usr"), file("usr/a", random_bytes("a", 5000)), file("usr/b", "small")])
     image = build_image(tmp_path / "layout", "app", [layer])
     with Repository.open(empty, write=True) as repo:
-        writer = splitstream.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
+        writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
         at = layer.tar.index(random_bytes("a", 5000))
         writer.add_inline(layer.tar[:at])
         writer.add_external(repo.add_object(layer.tar[at : at + 5000]), 5000)

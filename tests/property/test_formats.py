@@ -15,7 +15,7 @@ from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
 from cfs_tags.formats import oci, repometa, splitstream
 from cfs_tags.formats.fsverity import Measurer, measure
 from cfs_tags.formats.repometa import RepoMeta
-from cfs_tags.formats.splitstream import Writer
+from cfs_tags.formats.splitwriter import Writer
 from cfs_tags.values import Algorithm, ObjectId
 
 REFUSALS = (FormatError, UnsupportedFeature, UnsupportedVersion)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -249,14 +249,9 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
 )
 
 
-@pytest.fixture(scope="module")
-def ram() -> Iterator[Path]:
-    with stock.in_memory() as home:
-        yield home
-
-
 @pytest.fixture
 def stocked(filled_repo, ram: Path) -> Path:  # type: ignore[no-untyped-def]
+    """In memory; only ever copied."""
     path = ram / "stock"
     return path if path.exists() else filled_repo("stock", fill, path)  # type: ignore[no-any-return]
 

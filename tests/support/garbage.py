@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cfs_tags import Repository
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.values import ContentId, ObjectId
 from support.images import app_image, base_layer, host_image, pull_image, random_bytes
 from support.peers import Cfsctl
@@ -81,7 +81,7 @@ def add_stream(
 ) -> str:
     """Write a splitstream by our own writer; ``named`` maps keys to object ids.  Returns the id of its object."""
     with Repository.open(repo, write=True) as opened:
-        writer = splitstream.Writer(opened.algorithm, content_type)
+        writer = splitwriter.Writer(opened.algorithm, content_type)
         for key, target in (named or {}).items():
             writer.add_named_ref(key, ObjectId.parse(target, opened.algorithm))
         if inside:

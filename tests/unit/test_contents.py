@@ -11,7 +11,7 @@ import pytest
 
 from cfs_tags import tagging
 from cfs_tags.errors import CfsTagsError, DigestMismatch, FormatError, IncompleteTarget, TargetNotFound
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo import contents
 from cfs_tags.repo.store import Repository
 from cfs_tags.values import Algorithm, ContentId, Digest
@@ -332,7 +332,7 @@ def test_a_stream_of_another_type_in_the_place_of_a_manifest_is_damage(stored: P
 def test_a_manifest_stream_without_its_config_is_damage(stored: Pulled) -> None:
     with Repository.open(stored.repo, write=True) as repo:
         raw = repo.add_object(stored.image.manifest_bytes)
-        writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
+        writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
         writer.add_external(raw, len(stored.image.manifest_bytes))
         stored.link(ContentId.manifest(stored.digest)).unlink()
         repo.add_stream(ContentId.manifest(stored.digest), writer.finish())
@@ -345,7 +345,7 @@ def test_a_manifest_stream_without_its_config_is_damage(stored: Pulled) -> None:
 
 def test_a_manifest_stream_with_inline_bytes_is_damage(stored: Pulled) -> None:
     with Repository.open(stored.repo, write=True) as repo:
-        writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
+        writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
         writer.add_inline(stored.image.manifest_bytes)
         stored.link(ContentId.manifest(stored.digest)).unlink()
         repo.add_stream(ContentId.manifest(stored.digest), writer.finish())

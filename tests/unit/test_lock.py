@@ -18,12 +18,7 @@ from cfs_tags.repo.lock import Lock
 from cfs_tags.repo.store import Repository
 from support.peers import Cfsctl
 from support.peers_beside import can_lock, collector_at_work, hold_exclusive, hold_shared
-from support.stock import digest_of, fill, leftovers
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
+from support.stock import digest_of, leftovers
 
 
 def in_child(function: Callable[[], object]) -> str:

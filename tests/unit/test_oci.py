@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import oci, splitstream
+from cfs_tags.formats import oci, splitstream, splitwriter
 from cfs_tags.formats.fsverity import measure
 from cfs_tags.formats.oci import Descriptor, History, ImageConfig, Index, Manifest, Platform
 from cfs_tags.values import Algorithm, Digest, ObjectId
 from support.images import base_layer, build_artifact, build_image, build_index
 from support.peers import Cfsctl
+from support.recorded import objects_of_hosts
 
 ONE, TWO = Digest("sha256:" + "1" * 64), Digest("sha256:" + "2" * 64)
 LAYER: dict[str, Any] = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": TWO, "size": 1000}
@@ -321,15 +321,7 @@ def test_of_foreign_keys_the_last_counts() -> None:
 
 def test_manifests_and_configs_of_recorded_hosts_fit_together(hosts: Path) -> None:
     seen = 0
-    for path in hosts.glob("*.tar.gz"):
-        objects = {}
-        with tarfile.open(path) as archive:
-            for member in archive:
-                _, found, name = member.name.partition("composefs/objects/")
-                if found and member.isfile():
-                    opened = archive.extractfile(member)
-                    assert opened is not None
-                    objects[name.replace("/", "")] = opened.read()
+    for objects in objects_of_hosts(hosts):
         for content in objects.values():
             if not content.startswith(b"SplitStream"):
                 continue
@@ -358,7 +350,7 @@ def store(repo: Path, name: str, manifest: bytes, config: bytes) -> None:
         return digest
 
     def put_stream(content_id: str, kind: int, content: bytes, refs: dict[str, ObjectId]) -> ObjectId:
-        writer = splitstream.Writer(Algorithm.SHA512, kind)
+        writer = splitwriter.Writer(Algorithm.SHA512, kind)
         for key, digest in refs.items():
             writer.add_named_ref(key, digest)
         writer.add_external(put(content), len(content))

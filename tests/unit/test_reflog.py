@@ -22,15 +22,10 @@ from cfs_tags.repo.refs import Note
 from cfs_tags.repo.store import Repository
 from support.interrupt import Stopped, fail_after, stop_after
 from support.peers import Cfsctl
-from support.stock import SHARED, digest_of, fill
+from support.stock import SHARED, digest_of
 from support.trees import tree
 
 REF = f"{SHARED}/app"
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

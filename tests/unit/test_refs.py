@@ -25,7 +25,6 @@ from support.stock import (
     before_call,
     digest_of,
     error_of,
-    fill,
     leftovers,
     link_to,
     make_tag,
@@ -35,11 +34,6 @@ from support.trees import tree
 
 APP = f"{SHARED}/app"
 DB = f"{SHARED}/db"
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,19 @@ from typing import Any
 import pytest
 
 from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, UnsupportedVersion
-from cfs_tags.formats import splitstream
+from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.formats.splitstream import (
     CONTENT_TYPE_BLOB,
     CONTENT_TYPE_CONFIG,
     CONTENT_TYPE_LAYER,
     CONTENT_TYPE_MANIFEST,
     SplitStream,
-    Writer,
 )
+from cfs_tags.formats.splitwriter import Writer
 from cfs_tags.values import Algorithm, ObjectId
 from support.images import Layer, build_image, directory, file, host_image, pull_image, random_bytes
 from support.peers import Cfsctl
+from support.recorded import objects_of_hosts
 
 SHA256, SHA512 = Algorithm.SHA256, Algorithm.SHA512
 
@@ -185,7 +185,7 @@ def test_the_future_is_told_from_damage(layout: str) -> None:
 
 
 def test_named_refs_that_inflate_without_end_are_refused() -> None:
-    bomb = splitstream._deflate(b"0:x\0" * (splitstream.MAX_NAMED_REFS // 4 + 1))
+    bomb = splitwriter.deflate(b"0:x\0" * (splitstream.MAX_NAMED_REFS // 4 + 1))
     assert len(bomb) < 2000
 
     with pytest.raises(FormatError, match=f"at most {splitstream.MAX_NAMED_REFS} bytes"):
@@ -200,7 +200,7 @@ def test_a_frame_that_asks_for_more_memory_than_it_may_fill_is_refused() -> None
 
 def assembled(body: bytes = b"", names: bytes = b"", size: int = 0, objects: bytes = b"\xbb" * 32) -> bytes:
     """A stream around given compressed sections."""
-    names = names or splitstream._deflate(b"")
+    names = names or splitwriter.deflate(b"")
     start = 112 + len(objects)
     info = (112, 112, 112, start, start, start + len(body), start + len(body), start + len(body) + len(names), 0, size)
     return unhex(HEADER) + b"".join(number.to_bytes(8, "little") for number in info) + objects + body + names
@@ -209,7 +209,7 @@ def assembled(body: bytes = b"", names: bytes = b"", size: int = 0, objects: byt
 def framed(*items: int | bytes) -> bytes:
     """A compressed body of chunk numbers and inline bytes."""
     raw = [item if isinstance(item, bytes) else item.to_bytes(8, "little", signed=True) for item in items]
-    return splitstream._deflate(b"".join(raw))
+    return splitwriter.deflate(b"".join(raw))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def assert_written_alike(content: bytes, algorithm: Algorithm, sizes: dict[str, 
     assert again[:64] == content[:64]
     assert again[96:tables] == content[96:tables]
     assert list(ours.named_refs.items()) == list(stream.named_refs.items())
-    if splitstream._zstd().zstd_version_info == (1, 5, 7):
+    if splitstream.zstd_library().zstd_version_info == (1, 5, 7):
         assert again == content
     return stream
 
@@ -366,15 +366,7 @@ def streams_of(objects: dict[str, bytes]) -> Iterator[bytes]:
 
 def test_streams_of_recorded_hosts_are_written_alike(hosts: Path) -> None:
     kinds = set()
-    for path in hosts.glob("*.tar.gz"):
-        objects = {}
-        with tarfile.open(path) as archive:
-            for member in archive:
-                _, found, name = member.name.partition("composefs/objects/")
-                if found and member.isfile():
-                    opened = archive.extractfile(member)
-                    assert opened is not None
-                    objects[name.replace("/", "")] = opened.read()
+    for objects in objects_of_hosts(hosts):
         sizes = {name: len(content) for name, content in objects.items()}
         for content in streams_of(objects):
             stream = splitstream.parse(content)
@@ -456,7 +448,7 @@ def test_cfsctl_reads_the_same_from_both_headers(cfsctl: Cfsctl, new_repo: Any, 
 def test_each_object_has_one_number_however_many_there_are_and_however_alike() -> None:
     alike = [ObjectId("ab" * 8 + f"{n:0112x}") for n in range(600)]
     others = [ObjectId(hashlib.sha512(b"%d" % n).hexdigest()) for n in range(3000)]
-    writer = splitstream.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_LAYER)
+    writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_LAYER)
     for object_id in (*alike, *others, *reversed(alike), *others):
         writer.add_external(object_id, 1)
     stream = splitstream.parse(writer.finish())

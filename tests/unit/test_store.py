@@ -44,11 +44,6 @@ from support.trees import copy_tree, tree
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
-
-
 def change_meta(repo: Path, **changes: object) -> None:
     path = repo / "meta.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -25,14 +25,9 @@ from cfs_tags.values import Digest
 from support import stock
 from support.images import host_image, pull_image, static_image
 from support.peers import Cfsctl
-from support.stock import PRIVATE, SHARED, digest_of, fill, leftovers, link_to, make_tag
+from support.stock import PRIVATE, SHARED, digest_of, leftovers, link_to, make_tag
 
 BOOTC = "localhost/bootc-x"
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

@@ -13,14 +13,9 @@ from cfs_tags.errors import AmbiguousName, BadRefLink, CfsTagsError, InvalidArgu
 from cfs_tags.repo.store import ReadRepo, Repository
 from cfs_tags.values import Digest, TagName
 from support.peers import Cfsctl
-from support.stock import PRIVATE, SHARED, digest_of, fill, link_to, make_tag
+from support.stock import PRIVATE, SHARED, digest_of, link_to, make_tag
 
 ABSENT = "sha256:" + "0" * 64
-
-
-@pytest.fixture
-def stocked(filled_repo) -> Path:  # type: ignore[no-untyped-def]
-    return filled_repo("stock", fill)  # type: ignore[no-any-return]
 
 
 @pytest.fixture

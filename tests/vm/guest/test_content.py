@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags.apps import importing
+from cfs_tags.apps.importing import layers
 from cfs_tags.errors import SystemFailure
-from cfs_tags.formats import fsverity, layout, splitstream
+from cfs_tags.formats import fsverity, layout, splitstream, splitwriter
 from cfs_tags.repo.store import Repository
 from cfs_tags.values import ContentId
 from support.images import Image, random_bytes
@@ -48,7 +48,7 @@ def test_objects_and_streams_that_we_add_are_guarded_by_the_digest_that_names_th
             assert verity_of(path / layout.object_path(object_id)) == object_id
             assert repo.add_object(data) == object_id
             assert repo.read_object(object_id, size, "x") == data
-        writer = splitstream.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
+        writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         writer.add_external(object_id, size)
         stream = repo.add_stream(ContentId(f"oci-blob-sha256:{'0' * 64}"), writer.finish())
         assert verity_of(path / layout.object_path(stream)) == stream
@@ -138,7 +138,7 @@ def test_an_image_that_we_import_is_guarded_whole_and_the_kernel_mounts_it(
     processes: int,
 ) -> None:
     path, image = empty(), images[0]
-    monkeypatch.setattr(importing, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
+    monkeypatch.setattr(layers, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
 
     cfs_tag(path, "import", image.source, "first", "--mountable")
 

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from cfs_tags.marking import Keys, key_of, keys_of_names
+from cfs_tags.inventory import Keys, key_of, keys_of_names
 
 
 def ids(count: int, size: int) -> list[str]:

@@ -17,7 +17,7 @@ from cfs_tags.repo.refs import RefChange
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cfs_tags.apps.importing import Import, PlannedImage
+    from cfs_tags.apps.importing.values import Import, PlannedImage
     from cfs_tags.apps.workplace import Machine
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
