@@ -515,6 +515,10 @@ def test_all_that_is_broken_is_listed(repo: Path, call: Run) -> None:  # noqa: F
     assert sum(line.startswith("broken: ") for line in said.lines) == 12
     facts = call("--repo", repo, "gc", "--json").json["error"]
     assert len(facts["facts"]["problems"]) == 12
+    for words in (("--dry-run",), ()):
+        said = call("--repo", repo, "gc", "--keep-broken", *words)
+        assert said.status == 0
+        assert sum(line.startswith("broken: ") for line in said.lines) == 12
 
 
 def test_a_request_to_end_is_handled_while_a_collection_runs_and_only_then(repo: Path) -> None:
