@@ -17,7 +17,7 @@ BENCH_ARGS ?=
 help: ## show what there is
 	@echo 'make demo    run cfs-tag on a copy of the recorded host in examples/'
 	@echo 'make test    linters, types, import contracts and all tests'
-	@echo 'make soak    collect beside pulls and tags for ten minutes; CFS_TAGS_SOAK_SECONDS says how long'
+	@echo 'make soak    stop a collection everywhere, then collect beside pulls and tags for ten minutes (CFS_TAGS_SOAK_SECONDS)'
 	@echo 'make vm      the tests that need a kernel with fs-verity alone, in a QEMU machine'
 	@echo 'make lint    the linters, types and import contracts alone'
 	@echo 'make bench   measure time and memory of the installed program'
@@ -31,6 +31,7 @@ test: lint
 	$(IN)/python -m pytest $(PYTEST_ARGS)
 
 soak: $(VENV)/tools
+	CFS_TAGS_EVERY_STOP=1 $(IN)/python -m pytest tests/gc/test_stops.py $(PYTEST_ARGS)
 	CFS_TAGS_SOAK_SECONDS=$${CFS_TAGS_SOAK_SECONDS:-600} $(IN)/python -m pytest tests/gc/test_beside.py -k waits_for_ever $(PYTEST_ARGS)
 
 vm: $(VENV)/tools

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "list_deployments", "select"]
 
 
+_BOOTING = frozenset({"boot-entry", "staged-entry", "uki"})
+
+
 class Deployment(NamedTuple):
     """One row: a deployment, as far as it is there.
 
@@ -74,7 +77,9 @@ def list_deployments(repo: ReadRepo, view: SysrootView) -> list[Deployment]:
 
 
 def select(rows: Sequence[Deployment], text: str) -> Deployment:
-    """The row that a user means: ``booted``, ``staged``, ``rollback``, an id, its prefix, or the path of a boot entry.
+    """The row that a user means: ``booted``, ``staged``, ``rollback``, an id, its prefix, or a boot entry.
+
+    That is the path of its file, or without any ``/`` its name among the active entries.
 
     ``@deployment/`` may stand before an id, as where tags are named.
 
@@ -86,20 +91,36 @@ def select(rows: Sequence[Deployment], text: str) -> Deployment:
     text = text.removeprefix("@deployment/")
     if text in ("booted", "staged", "rollback"):
         found = [row for row in rows if row.state == text]
-    elif "/" in text or text.endswith(".conf"):
+    elif "/" in text or text.endswith((".conf", ".efi")):
         place = os.path.realpath(text)
         found = [row for row in rows if any(os.path.realpath(entry.path) == place for entry in row.entries)]
+        if not found and "/" not in text:
+            found = [row for row in rows if any(_is_active(entry, text) for entry in row.entries)]
     elif re.fullmatch(r"[0-9a-f]+", text, re.ASCII):
         found = [row for row in rows if row.id.startswith(text)]
     else:
         raise InvalidArgument(
-            argument="deployment", value=text, reason="is none of booted, staged, rollback, an id, the path of a boot entry"
+            argument="deployment", value=text, reason="is none of booted, staged, rollback, an id, a boot entry"
         )
     if not found:
         raise TargetNotFound(kind="deployment", name=text)
     if len(found) > 1:
         raise AmbiguousName(name=text, candidates=tuple(row.id for row in found))
     return found[0]
+
+
+def _no_entry(view: SysrootView) -> Finding:
+    unread = [place for place in view.unread if place.name in _BOOTING]
+    if unread:  # a boot directory that was not found is no sign that nothing boots it
+        names = ", ".join(place.name for place in unread)
+        return Finding(
+            "boot-entry-unknown", f"no boot entry that was read names it, and not all were ({names})", "look there first"
+        )
+    return Finding("no-boot-entry", "no boot entry names it", "bootc removes it at its next collection; nothing boots it")
+
+
+def _is_active(entry: Entry, name: str) -> bool:
+    return not entry.staged and os.path.basename(entry.path) == name
 
 
 def _row(repo: ReadRepo, view: SysrootView, name: DeploymentId, state: str) -> Deployment:
@@ -114,10 +135,8 @@ def _row(repo: ReadRepo, view: SysrootView, name: DeploymentId, state: str) -> D
         manifest = manifest or origin.manifest_digest
     if state != "gone":
         health.extend(_origin_health(name, places, origin, ref.status))
-        if not places & {"boot-entry", "staged-entry", "uki"}:
-            health.append(
-                Finding("no-boot-entry", "no boot entry names it", "bootc removes it at its next collection; nothing boots it")
-            )
+        if not places & _BOOTING:
+            health.append(_no_entry(view))
         if "state" not in places:
             health.append(
                 Finding("no-state", "it has no state directory", "another system's entry, or left by an interrupted clean-up")

@@ -24,6 +24,7 @@ Facts are declared as annotations; the constructor takes them by keyword::
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, dataclass_transform
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "RepositoryNotFound",
     "SourceNotFound",
     "SysrootNotFound",
+    "SysrootUnseen",
     "SystemFailure",
     "TagExists",
     "TagNotFound",
@@ -78,6 +80,8 @@ __all__ = [
     "WouldLoseContent",
     "printable",
 ]
+
+_DIGITS = re.compile(r"[0-9a-f]{6,64}", re.ASCII)
 
 Fact = Any
 """A fact of an error: anything that JSON can hold, or a value whose ``str()`` is its JSON form."""
@@ -243,6 +247,12 @@ class InvalidDigest(UsageError):
     def message(self) -> str:
         return f"{_short(self.text)!r} is not a digest: wanted {self.wanted}"
 
+    @property
+    def hint(self) -> str:
+        if self.wanted.startswith("sha256:"):
+            return "'cfs-tag resolve NAME' prints the digest of a tag, or of its first digits"
+        return "the whole id of a deployment or object: 'cfs-tag deployments --json' has those of deployments"
+
 
 class InvalidInstruction(UsageError):
     """A line given to ``update --stdin`` that is not an instruction.  ``line`` counts from 1."""
@@ -275,6 +285,8 @@ class AmbiguousName(UsageError):
 
     @property
     def hint(self) -> str:
+        if ":" in self.name and not self.name.startswith("sha256:"):  # a source of images
+            return f"say which: {self.name}:{self.candidates[0]}"
         return "give more digits, or the whole name"
 
 
@@ -294,7 +306,7 @@ class RepositoryNotFound(NotFoundError):
 
     @property
     def hint(self) -> str:
-        return "name one with --repo DIR, --sysroot DIR, --user or --system, or set CFS_TAG_REPO"
+        return "name one with --repo DIR, --sysroot DIR, --user or --system, or set CFS_TAG_REPO; 'cfsctl init DIR' makes one"
 
 
 class SysrootNotFound(NotFoundError):
@@ -313,10 +325,11 @@ class SysrootNotFound(NotFoundError):
 
 
 class TagNotFound(NotFoundError):
-    """No tag of that name."""
+    """No tag of that name.  ``near`` are names like it, where somebody looked."""
 
     code = "tag-not-found"
     name: str
+    near: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -324,7 +337,14 @@ class TagNotFound(NotFoundError):
 
     @property
     def hint(self) -> str:
-        return "'cfs-tag list' shows the tags"
+        tag, _, digest = self.name.rpartition("@")
+        if tag and digest.startswith("sha256:"):
+            return f"a digest alone names an image: @{digest}"
+        if _DIGITS.fullmatch(self.name):
+            return f"if these are digits of a digest: @sha256:{self.name}"
+        if self.near:
+            return f"there is {', '.join(self.near)}"
+        return "'cfs-tag list' shows the tags, 'cfs-tag trash' deleted ones that are kept"
 
 
 class TargetNotFound(NotFoundError):
@@ -338,6 +358,14 @@ class TargetNotFound(NotFoundError):
     def message(self) -> str:
         return f"no {self.kind} {_short(self.name)!r} in the repository"
 
+    @property
+    def hint(self) -> str | None:
+        if self.kind == "EROFS image of":
+            return "'cfs-tag import --mountable' makes it, and so does cfsctl when it mounts the image"
+        if self.name in ("booted", "staged", "rollback"):
+            return "'cfs-tag deployments' lists what is known; for another system --booted ID and --run DIR say it"
+        return "'cfs-tag deployments' lists them" if self.kind.startswith("deployment") else None
+
 
 class ReflogEntryNotFound(NotFoundError):
     """The reflog of a tag does not reach back that far."""
@@ -349,7 +377,8 @@ class ReflogEntryNotFound(NotFoundError):
 
     @property
     def message(self) -> str:
-        return f"the log of {_short(self.name)!r} has {self.entries} entries, none with number {self.number}"
+        entries = "1 entry" if self.entries == 1 else f"{self.entries} entries"
+        return f"the log of {_short(self.name)!r} has {entries}, none with number {self.number}"
 
     @property
     def hint(self) -> str:
@@ -403,7 +432,7 @@ class TagExists(RefusedError):
 
     @property
     def hint(self) -> str:
-        return "--force moves it; --expect DIGEST moves it only from there"
+        return "--force moves it all the same"
 
 
 class TargetExists(RefusedError):
@@ -432,7 +461,7 @@ class PlatformNotFound(RefusedError):
     @property
     def message(self) -> str:
         shown = ", ".join(self.platforms[:20]) + (", …" if len(self.platforms) > 20 else "")
-        return f"{_short(self.target)} is an index without an image for {self.wanted}; it has: {shown or 'none'}"
+        return f"{_short(self.target)} has no image for {self.wanted}; it has: {shown or 'none'}"
 
     @property
     def hint(self) -> str:
@@ -539,7 +568,31 @@ class PlaceUnread(RefusedError):
 
     @property
     def hint(self) -> str:
-        return "mount it; --repo alone collects by the refs that there are, without a look at deployments"
+        return "mount it; gc --no-sysroot collects by the refs that there are, without a look at deployments"
+
+
+class SysrootUnseen(RefusedError):
+    """bootc's repository, reached on a way that does not lead to its deployments.
+
+    ``images`` are EROFS images that no ref leads to, and that may be theirs; a collection stops where there are any.
+    """
+
+    code = "sysroot-unseen"
+    path: str
+    images: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        where = f"{self.path} is a repository of bootc's, and its sysroot is not known"
+        if not self.images:
+            return f"{where}: no deployment is adopted or retired"
+        named = ", ".join(f"{image[:12]}…" for image in self.images[:3])
+        more = f" and {len(self.images) - 3} more" if len(self.images) > 3 else ""
+        return f"{where}: images without a ref may be of deployments, and would be collected: {named}{more}"
+
+    @property
+    def hint(self) -> str:
+        return "name the physical root with --sysroot DIR; gc --no-sysroot collects by the refs that there are"
 
 
 class DeploymentMismatch(RefusedError):
@@ -598,6 +651,12 @@ class ReadOnlyRepository(RefusedError):
     @property
     def message(self) -> str:
         return f"{self.path} can only be read: {self.reason}"
+
+    @property
+    def hint(self) -> str | None:
+        if "mounted" not in self.reason:
+            return None
+        return "for this command alone: unshare -m sh -c 'mount -o remount,rw MOUNTPOINT && cfs-tag …', as bootc does"
 
 
 # -- locks -------------------------------------------------------------------------------------------------------------
@@ -710,12 +769,13 @@ class BrokenRoots(DamagedError):
     """
 
     code = "broken-roots"
+    SHOWN: ClassVar[int] = 5
     problems: tuple[tuple[str, tuple[str, ...]], ...]
 
     @property
     def message(self) -> str:
-        shown = "; ".join(f"{what} (needed by {', '.join(refs[:3])})" for what, refs in self.problems[:5])
-        more = f"; and {len(self.problems) - 5} more" if len(self.problems) > 5 else ""
+        shown = "; ".join(_needed(what, refs) for what, refs in self.problems[: self.SHOWN])
+        more = f"; and {len(self.problems) - self.SHOWN} more" if len(self.problems) > self.SHOWN else ""
         return f"refs lead to what cannot be followed: {shown}{more}"
 
     @property
@@ -813,7 +873,7 @@ class SystemFailure(CfsTagsError):
         import errno
 
         if self.errno in (errno.EACCES, errno.EPERM):
-            return "run it as the owner of the repository, or as root"
+            return "run it as the owner, or as root"
         if self.errno in (errno.ENOSPC, errno.EDQUOT):
             return "make room; nothing was changed"
         return None
@@ -833,7 +893,7 @@ class MissingExtra(CfsTagsError):
 
     @property
     def hint(self) -> str:
-        return f"pip install 'cfs-tags[{self.extra}]'"
+        return f"pip install {self.package}"
 
 
 class ProgramMissing(CfsTagsError):
@@ -862,7 +922,7 @@ class ProgramFailed(CfsTagsError):
 
     @property
     def message(self) -> str:
-        return f"{self.program} ended with status {self.exit_status}: {_short(self.said)}"
+        return f"{self.program} ended with status {self.exit_status}: {_short(self.said, 1000)}"
 
 
 class OutputFailed(CfsTagsError):
@@ -901,6 +961,12 @@ class Interrupted(CfsTagsError):
     @property
     def message(self) -> str:
         return "interrupted"
+
+
+def _needed(what: str, refs: tuple[str, ...]) -> str:
+    """A problem with the refs that need it, where it does not name them itself."""
+    others = [ref for ref in refs[:3] if ref not in what]
+    return f"{what} (needed by {', '.join(others)})" if others else what
 
 
 def _short(text: str, limit: int = 200) -> str:

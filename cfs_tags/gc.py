@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from cfs_tags.errors import (
     FormatError,
     IncompleteTarget,
     PlaceUnread,
+    SysrootUnseen,
     SystemFailure,
     UnresolvedDeployment,
 )
@@ -39,7 +39,9 @@ from cfs_tags.inventory import LOOKERS, names_of_objects, object_directories
 from cfs_tags.lookup import ref_state
 from cfs_tags.marking import Marker, Snapshot
 from cfs_tags.processes import in_processes, look_in
+from cfs_tags.reachability import read_node
 from cfs_tags.repo import fsops, refs
+from cfs_tags.repo.contents import BOOT_KEY, EROFS_KEY
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 
 if TYPE_CHECKING:
@@ -81,8 +83,6 @@ BATCH = 64
 _TICK = 20_000_000
 """Nanoseconds by which the clock of a file system may be behind: it goes by ticks."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_EXPIRY_DIRECTORY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
-_EXPIRY = re.compile(rf"{layout.OUR_REFS}/(?:leases|trash)/(\d{{8}}T\d{{6}}Z)\.\d+/[^/]+", re.ASCII)
 
 
 class GcOptions(NamedTuple):
@@ -91,7 +91,8 @@ class GcOptions(NamedTuple):
     ``roots`` are names in ``streams/`` or ``images/`` that stay; ``free_bytes`` stops when so much was freed (allocated
     bytes); ``grace`` keeps what is younger, in seconds; ``prune_referrers`` removes referrers of dead subjects;
     ``keep_broken`` goes on where something could not be followed, unless the system does not give it; ``image_only`` keeps
-    the EROFS image alone of a deployment that cannot be resolved.
+    the EROFS image alone of a deployment that cannot be resolved; ``no_sysroot`` collects bootc's repository without a look
+    at its deployments.
     """
 
     roots: tuple[str, ...] = ()
@@ -101,6 +102,7 @@ class GcOptions(NamedTuple):
     keep_broken: bool = False
     image_only: bool = False
     retire_grace: float = GRACE
+    no_sysroot: bool = False
 
 
 class Swept(NamedTuple):
@@ -121,7 +123,8 @@ class GcPlan(NamedTuple):
     """What a collection would do now.
 
     ``changes`` are refs that go or come first; ``swept`` what is deleted then; ``live`` the number of objects that stay;
-    ``problems`` what could not be followed (with ``keep_broken`` only: else they are raised).
+    ``problems`` what could not be followed (with ``keep_broken`` only: else they are raised); ``meta`` whether
+    ``meta.json`` is made, because there is none.
     """
 
     changes: tuple[RefChange, ...]
@@ -130,6 +133,7 @@ class GcPlan(NamedTuple):
     swept: Swept
     live: int
     problems: tuple[Problem, ...]
+    meta: bool = False
 
 
 class GcResult(NamedTuple):
@@ -144,6 +148,7 @@ class GcResult(NamedTuple):
     problems: tuple[Problem, ...]
     slices: int
     stopped: str | None = None
+    meta: bool = False
 
 
 # -- planning ----------------------------------------------------------------------------------------------------------
@@ -155,20 +160,23 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     Raises:
         BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for, or does not help.
         UnresolvedDeployment: a deployment has no ref and cannot be given one, and ``image_only`` was not asked for.
+        SysrootUnseen: no ``view`` of bootc's repository, and ``no_sysroot`` was not asked for.
     """
     first = plan_refs(repo, view, image_only=options.image_only, retire_grace=options.retire_grace)
     snapshot = Snapshot.read(repo)
     snapshot.change(first.changes)
     snapshot.name(unnamed_configs(repo, first.changes))
     stamp = time.time_ns() - _TICK
-    marker, pruned = _mark(repo, snapshot, options, stamp)
+    marker, pruned = _mark(repo, snapshot, options, stamp, gone=first.changes)
     snapshot.change(pruned)
     dead = _dead_links(repo, snapshot, marker)
+    if view is None:
+        _refuse_unseen(repo, snapshot, dead, options)
     streams = sum(path.startswith(layout.STREAMS) for path, _ in dead)
     swept = _count_dead(repo, marker.live, _limit(options, stamp), options.free_bytes)
     swept = swept.plus(Swept(streams=streams, images=len(dead) - streams))
     changes = (*first.changes, *pruned)
-    return GcPlan(changes, first.adopted, first.retired, swept, len(marker.live), marker.found())
+    return GcPlan(changes, first.adopted, first.retired, swept, len(marker.live), marker.found(), repo.meta is None)
 
 
 class RefsPlan(NamedTuple):
@@ -198,8 +206,9 @@ def plan_expiry(repo: ReadRepo, now: float | None = None) -> Iterator[RefChange]
     moment = _moment(now)
     for top in (layout.LEASES, layout.TRASH):
         for path, link in refs.walk(repo, top):
-            match = _EXPIRY.fullmatch(path)
-            if match is not None and link is not None and match[1] <= moment:
+            directory, _, name = path[len(top) + 1 :].partition("/")
+            expires = layout.expiry_of(directory)
+            if expires is not None and name and "/" not in name and link is not None and expires <= moment:
                 yield RefChange(path, link, None, "expire")
 
 
@@ -267,11 +276,18 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
 
 
 def _mark(
-    repo: ReadRepo, snapshot: Snapshot, options: GcOptions, stamp: int, more: Sequence[RefChange] = ()
+    repo: ReadRepo,
+    snapshot: Snapshot,
+    options: GcOptions,
+    stamp: int,
+    more: Sequence[RefChange] = (),
+    *,
+    gone: Sequence[RefChange],
 ) -> tuple[Marker, list[RefChange]]:
     """Mark from all roots, and name the referrers that are none (only with ``prune_referrers``).
 
-    ``more`` are refs that could not be made yet: roots all the same.
+    ``more`` are refs that could not be made yet: roots all the same.  ``gone`` are the changes that came before the marks:
+    what such a ref led to was here, whether the log says so already or not.
     """
     snapshot.name(unnamed_configs(repo, more))
     marker = Marker(repo, snapshot)
@@ -293,7 +309,7 @@ def _mark(
         marker.mark_links(young)
     pruned = []
     if options.prune_referrers:
-        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker)]
+        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker, gone)]
     else:
         marker.mark(snapshot.refs.items())
     _refuse_broken(marker, options)
@@ -308,12 +324,12 @@ def _refuse_broken(marker: Marker, options: GcOptions) -> None:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
-def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
+def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
     """Mark from all refs but the referrers whose subject was here and is dead: those are the answer, path and link.
 
     To a fixed point: a signature may itself be signed, and may name another image.
     """
-    was_here = _was_here(repo, snapshot)
+    was_here = _was_here(repo, snapshot, gone)
     waiting: dict[str, str] = {}
     first: list[tuple[str, str]] = []
     for path, link in snapshot.refs.items():
@@ -346,14 +362,15 @@ def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, path: str
     return link is not None and _is_live(repo, marker.live, link)
 
 
-def _was_here(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
+def _was_here(repo: ReadRepo, snapshot: Snapshot, gone: Sequence[RefChange]) -> set[str]:
     """Manifests that are or were in this repository: they still have their link, or a ref led to them once."""
     from cfs_tags.repo import reflog
 
     start = "oci-manifest-"
     names = set(snapshot.streams)
-    for entry in reflog.all_entries(repo).entries:
-        names.update(link.rpartition("/")[2] for link in (entry.old, entry.new) if link is not None)
+    links = [link for entry in reflog.all_entries(repo).entries for link in (entry.old, entry.new)]
+    links += [link for change in gone for link in (change.old, change.new)]
+    names.update(link.rpartition("/")[2] for link in links if link is not None)
     return {name[len(start) :] for name in names if name.startswith(start)}
 
 
@@ -384,6 +401,30 @@ def _dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tupl
     ]
     dead = [(path, link) for link, path in sorted(links) if not _is_live(repo, marker.live, link)]
     return sorted(dead, key=lambda entry: -_rank(entry[0]))
+
+
+def _refuse_unseen(repo: ReadRepo, snapshot: Snapshot, dead: Sequence[tuple[str, str]], options: GcOptions) -> None:
+    """Stop before the image of a deployment goes that nobody could see, and so give no ref."""
+    start = f"{layout.IMAGES}/"
+    images = {path[len(start) :] for path, _ in dead if path.startswith(start)}
+    if not images or options.no_sysroot or not repo.is_bootc:
+        return
+    images -= _images_of_apps(repo, snapshot)
+    if images:
+        raise SysrootUnseen(path=repo.path, images=tuple(sorted(images)))
+
+
+def _images_of_apps(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
+    """EROFS images that only configs name of which nobody made an image for booting: bootc deploys no such image."""
+    apps: set[str] = set()
+    bootable: set[str] = set()
+    for name, link in snapshot.streams.items():
+        if name.startswith("oci-config-"):
+            with suppress(CfsTagsError):  # what cannot be read explains no image
+                named = read_node(repo, layout.object_of_link(link, repo.algorithm, name), name).named
+                kind = bootable if any(key.startswith(BOOT_KEY) for key, _ in named) else apps
+                kind.update(target for key, target in named if key.startswith(EROFS_KEY))
+    return apps - bootable
 
 
 _RANKS = (f"{layout.STREAMS}/oci-manifest-", f"{layout.STREAMS}/oci-config-")
@@ -500,7 +541,7 @@ def collect(
         progress: told now and then how many of how many directories of objects were looked at.
 
     Raises:
-        BrokenRoots, UnresolvedDeployment: as :func:`plan`; nothing was collected.
+        BrokenRoots, UnresolvedDeployment, SysrootUnseen: as :func:`plan`; nothing was collected.
         LockTimeout: the lock was not to be had; what was deleted by then is gone, the next run goes on.
         SystemFailure: the system refused; likewise.
     """
@@ -526,7 +567,10 @@ def collect(
             raise  # a deployment may be without its ref
         return made._replace(stopped="the disk is still full: refs are left as they are")
     return again._replace(
-        changes=(*made.changes, *again.changes), swept=made.swept.plus(again.swept), slices=made.slices + again.slices
+        changes=(*made.changes, *again.changes),
+        swept=made.swept.plus(again.swept),
+        slices=made.slices + again.slices,
+        meta=made.meta or again.meta,
     )
 
 
@@ -569,10 +613,10 @@ def _collect(
         changes.extend(_expire(repo, note, timeout))
     sweep = _Sweep(repo, options, timeout, progress)
     with repo.locked("shared", timeout):
-        pruned = sweep.mark(unmade)
+        pruned = sweep.mark(unmade, changes, seen=read_view is not None)
     if pruned:
         changes.extend(sweep.prune(pruned, note, timeout))
-    return sweep.run(changes, adopted, retired)
+    return sweep.run(changes, adopted, retired, full=full)
 
 
 class _Changes(NamedTuple):
@@ -597,8 +641,8 @@ def _clear_directories(repo: WriteRepo) -> None:
     moment = _moment()
     for top in (layout.LEASES, layout.TRASH):
         for name in repo.names(top) or ():
-            match = _EXPIRY_DIRECTORY.fullmatch(name)
-            if match is not None and match[1] <= moment:
+            expires = layout.expiry_of(name)
+            if expires is not None and expires <= moment:
                 with suppress(OSError):  # not empty, most often
                     fsops.remove_directory(repo.fd, f"{top}/{name}")
 
@@ -668,12 +712,17 @@ class _Sweep:
         self._slices = 0
         self._rest: dict[str, list[str]] = {}
 
-    def mark(self, unmade: Sequence[RefChange]) -> list[RefChange]:
-        """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead."""
+    def mark(self, unmade: Sequence[RefChange], made: Sequence[RefChange], *, seen: bool) -> list[RefChange]:
+        """Mark; the shared lock is held.  The answer is refs that are to be removed: referrers of what is dead.
+
+        ``unmade`` and ``made`` are changes of refs that come first; ``seen`` says that deployments were looked for.
+        """
         stamp = self._stamp()
         self._snapshot = Snapshot.read(self._repo)
-        self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade)
+        self._marker, pruned = _mark(self._repo, self._snapshot, self._options, stamp, unmade, gone=made)
         self._dead = _dead_links(self._repo, self._snapshot, self._marker)
+        if not seen:
+            _refuse_unseen(self._repo, self._snapshot, self._dead, self._options)
         self._limit = _limit(self._options, stamp)
         self._parents = object_directories(self._repo)[::-1]
         self._total = len(self._parents)
@@ -717,9 +766,17 @@ class _Sweep:
                 return time.time_ns() - _TICK
             raise
 
-    def run(self, changes: list[RefChange], adopted: tuple[DeploymentId, ...], retired: RetirePlan | None) -> GcResult:
-        """Slices until nothing dead is left."""
+    def run(
+        self,
+        changes: list[RefChange],
+        adopted: tuple[DeploymentId, ...],
+        retired: RetirePlan | None,
+        *,
+        full: bool = False,
+    ) -> GcResult:
+        """Slices until nothing dead is left; where the disk is ``full`` there may be no room for ``meta.json`` before that."""
         stopped = None
+        meta = self._write_meta(full=full)
         try:
             fsops.sync_filesystem(self._repo.fd)  # no ref that is gone may come back to find its target gone
         except OSError as error:
@@ -750,7 +807,16 @@ class _Sweep:
             self._marker.found(),
             self._slices,
             stopped,
+            self._write_meta(full=full) or meta,
         )
+
+    def _write_meta(self, *, full: bool) -> bool:
+        try:
+            return self._repo.write_meta()
+        except SystemFailure as error:
+            if not (full and error.errno in _FULL):
+                raise
+            return False
 
     def _look_again(self) -> None:
         """What links and refs were made since the marks keeps what it leads to."""

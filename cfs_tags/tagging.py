@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
@@ -15,6 +16,7 @@ from cfs_tags.errors import (
     ExpectationFailed,
     IncompleteTarget,
     InvalidArgument,
+    InvalidDigest,
     InvalidInstruction,
     OwnerRefused,
     TagExists,
@@ -240,7 +242,10 @@ class _Planner:
         self._targets: dict[str, Digest] = {}
         self._checked: dict[Digest, bool] = {}
         self._taken: Taken | None = None
-        self._bootc = repo.is_bootc
+
+    @cached_property
+    def _bootc(self) -> bool:
+        return self._repo.is_bootc
 
     def plan(self) -> TagPlan:
         return TagPlan(tuple(self._changes), tuple(self._results))
@@ -315,7 +320,12 @@ class _Planner:
         found = tag.value if tag is not None else ABSENT
         wanted = instruction.expected
         if wanted != ABSENT and wanted is not None:
-            wanted = Digest.parse(wanted.removeprefix("@"))
+            try:
+                wanted = Digest.parse(wanted.removeprefix("@"))
+            except InvalidDigest as error:
+                if not instruction.line:
+                    raise
+                raise InvalidInstruction(line=instruction.line, text=wanted, reason=f"is not {error.wanted}") from None
         if found != wanted:
             raise ExpectationFailed(ref=instruction.name, wanted=str(wanted), found=found)
 

@@ -87,7 +87,6 @@ HOMES = {
 }
 """Where the refs of each home stand."""
 
-_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _NUMBERED = re.compile(r"(.+)@\{(\d{1,9})\}", re.DOTALL | re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 _SHORTEST_PREFIX = 6
@@ -327,8 +326,7 @@ class _Health:
         expires = None
         if home in ("lease", "trash"):
             directory, _, relative = relative.partition("/")
-            match = _EXPIRY.fullmatch(directory)
-            expires = match[1] if match is not None else None
+            expires = layout.expiry_of(directory)
         name = layout.decode_name(relative)
         if home == "deployment":
             name, owner = f"@deployment/{name}", "deployment"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import layout
-from cfs_tags.formats.erofswalk import image_refs
+from cfs_tags.formats.erofswalk import image_table
 from cfs_tags.inventory import LOOKERS, keys_of, names_of_objects, object_directories
 from cfs_tags.processes import in_processes, look_in, processors
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
@@ -132,6 +132,12 @@ def _groups(links: Mapping[str, str | None]) -> list[_Group]:
     for path, link in links.items():
         if link:
             targets.setdefault(_named(path), set()).add((path.partition("/")[0], link.rpartition("/")[2]))
+    for path, owner in [key for key in targets if key[0].startswith(f"{layout.INDEXES}/")]:
+        # an index goes where the tag goes that it is kept with
+        name = layout.decode_name(path[len(layout.INDEXES) + 1 :])
+        of_tag = next((key for key in ((name, owner), (f"@trash/{name}", owner)) if key in targets), None)
+        if of_tag is not None:
+            targets[of_tag] |= targets.pop((path, owner))
     same: dict[tuple[str, frozenset[tuple[str, str]]], list[str]] = {}
     for (name, owner), mine in targets.items():
         same.setdefault((owner, frozenset(mine)), []).append(name)
@@ -249,7 +255,7 @@ class _Reach:
         for object_id in images:
             try:
                 with mapped(self._repo, object_id, "an image ref") as data:
-                    tables[object_id] = bytes.fromhex("".join(image_refs(bytes(data), self._repo.algorithm)))
+                    tables[object_id] = image_table(bytes(data), self._repo.algorithm)
             except CfsTagsError as error:
                 problems.append(error.message)
         return tables, problems

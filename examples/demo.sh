@@ -16,7 +16,12 @@ say() { printf '\n# %s\n' "$*"; }
 
 step() {
     printf '$'
-    printf ' %s' "$@"
+    for word in "$@"; do
+        case $word in
+            *[!A-Za-z0-9_@%+=:,./-]*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
     printf '\n'
     "$@"
 }

@@ -23,7 +23,7 @@ _FIRST_FD = 3
 """Where systemd puts the first socket (sd_listen_fds(3))."""
 _MOST_FDS = 64
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]/]*)):(\d{1,5})", re.ASCII)
+_ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^:\[\]/]+)):(\d{1,5})", re.ASCII)
 
 
 def listen(address: str) -> socket.socket:
@@ -36,7 +36,7 @@ def listen(address: str) -> socket.socket:
         InvalidArgument: it is none of these.
         SystemFailure: the system refused.
     """
-    if address.startswith("unix:"):
+    if address.startswith("unix:") and address != "unix:":
         return _listen_unix(address[5:])
     match = _ADDRESS.fullmatch(address)
     if match is None or int(match[3]) > 65535:
@@ -44,7 +44,7 @@ def listen(address: str) -> socket.socket:
     host = match[1] or match[2]
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
-            host or None, int(match[3]), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, int(match[3]), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         made = socket.socket(family, kind, protocol)
         try:

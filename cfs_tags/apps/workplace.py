@@ -58,7 +58,12 @@ def run(program: str, *words: str) -> bytes:
     import subprocess
 
     try:
-        child = subprocess.Popen([program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        child = subprocess.Popen(
+            [program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
     except OSError as error:
         raise SystemFailure.of(error, "run", program) from error
     with child:
@@ -71,9 +76,23 @@ def run(program: str, *words: str) -> bytes:
             child.kill()
             raise
     if child.returncode != 0:
-        said = "; ".join(errors.decode("utf-8", "backslashreplace").strip().splitlines()[-3:])
-        raise ProgramFailed(program=os.path.basename(program), exit_status=child.returncode, said=said)
+        raise ProgramFailed(program=os.path.basename(program), exit_status=child.returncode, said=_said(errors))
     return output
+
+
+def _said(errors: bytes) -> str:
+    """Why a program has failed, by the end of what it wrote: of lines as Go programs log them what is in them, and of
+    those that only inform nothing, where there are others; of Rust programs the error and its causes, and not where in
+    their source it was."""
+    import re
+
+    text = errors.decode("utf-8", "backslashreplace").partition("Stack backtrace:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip() not in ("", "Caused by:")][-6:]
+    logged = [re.fullmatch(r'time="[^"]*" level=(\w+) msg="((?:[^"\\]|\\.)*)".*', line) for line in lines]
+    wrong = [match for match in logged if match is not None and match[1] in ("fatal", "error", "panic")]
+    if wrong:
+        return "; ".join(re.sub(r'\\(["\\])', r"\1", match[2]) for match in wrong)
+    return "; ".join(lines)
 
 
 class WorkDirectory:

@@ -75,8 +75,9 @@ def _line(tag: TagResult, dry_run: bool) -> str:
         return f"{done}: {printable(tag.old)} -> {printable(tag.name)}"
     if tag.new is not None:
         text += f" -> {printable(tag.new)}"
-        if tag.home not in ("shared", ""):
+        # a tag that moves and names the same goes to another home
+        if tag.home not in ("shared", "") or (tag.done == "moved" and tag.old == tag.new):
             text += f" ({tag.home})"
-    if tag.old and tag.old != tag.new:
+    if tag.old and tag.old != tag.new and tag.done != "unchanged":  # renamed to itself, it has a name there
         text += f" (was {printable(tag.old)})"
     return text

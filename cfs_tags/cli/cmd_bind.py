@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output, sysroots
+from cfs_tags.cli import complete, output, sysroots
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, seconds
 from cfs_tags.cli.session import note
 from cfs_tags.errors import printable
@@ -19,7 +19,11 @@ def command(
     ctx: typer.Context,
     deployment: Annotated[
         str | None,
-        typer.Argument(metavar="[DEPLOYMENT]", help="An id or its prefix, booted, staged or rollback; all without it."),
+        typer.Argument(
+            metavar="[DEPLOYMENT]",
+            autocompletion=complete.deployments_and_states,
+            help="An id or its prefix, booted, staged or rollback; all without it.",
+        ),
     ] = None,
     boot: sysroots.Boot = None,
     esp: sysroots.Esp = None,

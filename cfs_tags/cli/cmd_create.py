@@ -27,7 +27,12 @@ def command(
     ] = None,
     deployment: Annotated[
         str | None,
-        typer.Option(metavar="ID", show_default=False, help="Make the ref of a deployment; without TARGET it is looked up."),
+        typer.Option(
+            metavar="ID",
+            autocompletion=complete.deployments,
+            show_default=False,
+            help="Make the ref of a deployment; without TARGET it is looked up.",
+        ),
     ] = None,
     bind: Annotated[bool, typer.Option("--bind", help="With --deployment: its bound app images, too.")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names something else.")] = False,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output, sysroots
-from cfs_tags.cli.options import Json, seconds
+from cfs_tags.cli import complete, output, sysroots
+from cfs_tags.cli.options import Json, LockTimeout, seconds
 from cfs_tags.errors import printable
 
 if TYPE_CHECKING:
@@ -18,13 +18,18 @@ def command(
     ctx: typer.Context,
     without: Annotated[
         list[str] | None,
-        typer.Option("--without", metavar="NAME", help="What deleting these names together would free; may be repeated."),
+        typer.Option(
+            "--without",
+            metavar="NAME",
+            autocompletion=complete.names,
+            help="What deleting these names together would free; may be given again.",
+        ),
     ] = None,
     boot: sysroots.Boot = None,
     esp: sysroots.Esp = None,
     run: sysroots.Run = None,
     booted: sysroots.Booted = None,
-    lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 30.0,
+    lock_timeout: LockTimeout = 30.0,
     as_json: Json = False,
 ) -> None:
     """Show who takes how much: by tag, deployment and owner.
@@ -51,22 +56,23 @@ def command(
     if as_json:
         output.document("df", _facts(usage))
         return
-    for headings, rows in (("NAME", usage.rows), ("OWNER", usage.owners)):
+    for headings, rows in ((("NAME", "OWNER"), usage.rows), (("OWNER",), usage.owners)):
         shown = [
-            (printable(row.name), row.owner, _size(row.total), _size(row.shared), _size(row.freed))
+            (row.name, row.owner, _size(row.total), _size(row.shared), _size(row.freed))[-3 - len(headings) :]
             for row in sorted(rows, key=lambda row: (-row.freed.allocated, row.name))
         ]
-        output.table((headings, "BY", "TOTAL", "SHARED", "FREED"), shown)
-        output.lines([""])
+        if shown:
+            output.table((*headings, "TOTAL", "SHARED", "FREED"), shown)
+            output.lines([""])
     output.fields(
         [
             ("Live", _amount(usage.live)),
             ("Garbage", _amount(usage.dead)),
             (
                 "Without",
-                None if usage.without is None else f"{usage.without.objects} objects, {output.size(usage.without.allocated)}",
+                None if usage.without is None else _amount(usage.without),
             ),
-            ("Hard links", f"{usage.linked} objects have other names, too" if usage.linked else None),
+            ("Hard links", f"{output.count(usage.linked, 'object')} with other names, too" if usage.linked else None),
         ]
     )
     for problem in usage.problems:
@@ -74,7 +80,7 @@ def command(
 
 
 def _amount(used: Used) -> str:
-    return f"{used.objects} objects, {output.size(used.allocated)}"
+    return f"{output.count(used.objects, 'object')}, {output.size(used.allocated)}"
 
 
 def _size(used: Used) -> str:

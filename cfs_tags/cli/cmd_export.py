@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfs_tags.cli import output
+from cfs_tags.cli import complete, output
 from cfs_tags.cli.options import Json, LockTimeout, NameArgument, seconds
 from cfs_tags.errors import InvalidArgument, printable
 
@@ -18,7 +18,10 @@ def command(
     ctx: typer.Context,
     name: NameArgument,
     destination: Annotated[str, typer.Argument(metavar="DEST", show_default=False, help="Where to, as for skopeo.")],
-    compress: Annotated[str, typer.Option(metavar="HOW", help="Layers: none, gzip or zstd.")] = "none",
+    compress: Annotated[
+        str,
+        typer.Option(metavar="HOW", autocompletion=complete.one_of("none", "gzip", "zstd"), help="Layers: none, gzip or zstd."),
+    ] = "none",
     lock_timeout: LockTimeout = 30.0,
     as_json: Json = False,
 ) -> None:

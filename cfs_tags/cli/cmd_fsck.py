@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output
+from cfs_tags.cli import complete, output
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, owners, seconds
 from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
@@ -33,6 +33,7 @@ def command(
         typer.Option(
             "--owner",
             metavar="OWNER",
+            autocompletion=complete.one_of("bootc", "deployment", "foreign"),
             help="With --repair: take out refs of that owner, too: bootc, deployment, foreign.",
             show_default=False,
         ),
@@ -143,7 +144,10 @@ def _show(report: Report, findings: Sequence[Finding], plan: RepairPlan | None, 
                 output.lines([f"left: {printable(ref.path)}: it belongs to {ref.owner}; --owner {ref.owner} takes it out"])
     checked = report.checked
     whole = f" ({checked.content} read whole)" if checked.content else ""
-    counts = ", ".join(f"{count} {severity}s" for severity, count in _counts(findings).items())
+    counts = ", ".join(output.count(number, severity) for severity, number in _counts(findings).items())
     output.lines(
-        [f"{checked.objects} objects{whole}, {checked.streams} streams, {checked.images} images, {checked.refs} refs: {counts}"]
+        [
+            f"{output.count(checked.objects, 'object')}{whole}, {output.count(checked.streams, 'stream')}, "
+            f"{output.count(checked.images, 'image')}, {output.count(checked.refs, 'ref')}: {counts}"
+        ]
     )

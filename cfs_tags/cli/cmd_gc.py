@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import output, sysroots
-from cfs_tags.cli.options import DryRun, Json, Reason, duration, seconds
+from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, amount, duration, seconds
 from cfs_tags.cli.progress import Progress
 from cfs_tags.cli.session import note
 from cfs_tags.cli.stopping import stoppable
-from cfs_tags.errors import BrokenRoots, InvalidArgument, TargetNotFound, printable
+from cfs_tags.errors import BrokenRoots, CfsTagsError, SysrootUnseen, TargetNotFound, printable
 from cfs_tags.formats import layout
 
 if TYPE_CHECKING:
@@ -40,13 +40,16 @@ def command(
     image_only: Annotated[
         bool, typer.Option("--image-only", help="Keep a deployment that cannot be resolved by its EROFS image alone.")
     ] = False,
+    no_sysroot: Annotated[
+        bool, typer.Option("--no-sysroot", help="Look at no deployments: one without a ref loses its content.")
+    ] = False,
     boot: sysroots.Boot = None,
     esp: sysroots.Esp = None,
     run: sysroots.Run = None,
     booted: sysroots.Booted = None,
     dry_run: DryRun = False,
     reason: Reason = None,
-    lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 300.0,
+    lock_timeout: LockTimeout = 300.0,
     as_json: Json = False,
 ) -> None:
     """Collect what no ref leads to.
@@ -66,16 +69,23 @@ def command(
     timeout = seconds(lock_timeout)
     options = gc.GcOptions(
         roots=tuple(root or ()),
-        free_bytes=None if free_bytes is None else _bytes(free_bytes),
+        free_bytes=None if free_bytes is None else amount(free_bytes, "--free-bytes"),
         grace=0.0 if grace == "0" else float(duration(grace, "--grace")),
         prune_referrers=prune_referrers,
         keep_broken=keep_broken,
         image_only=image_only,
+        no_sysroot=no_sysroot,
     )
     session = ctx.obj
     with session.open(write=True) as repo:
-        with_sysroot = sysroots.has_sysroot(ctx, repo, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted)
-        warnings = [TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)]
+        with_sysroot = sysroots.has_sysroot(
+            ctx, repo, ignored=no_sysroot, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted
+        )
+        warnings: list[CfsTagsError] = [
+            TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)
+        ]
+        if not with_sysroot and not no_sysroot and repo.is_bootc:
+            warnings.append(SysrootUnseen(path=repo.path))
 
         def read() -> SysrootView:
             return sysroots.view_of(session, repo, boot, esp, run, booted)
@@ -90,7 +100,7 @@ def command(
                         repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
                     )
         except BrokenRoots as error:
-            if not as_json:
+            if not as_json and len(error.problems) > error.SHOWN:  # the message has the first ones
                 _list_problems(error.problems)
             raise
     if as_json:
@@ -102,14 +112,6 @@ def command(
 
 def _is_there(repo: ReadRepo, name: str) -> bool:
     return any(name in (repo.names(tree) or ()) for tree in (layout.STREAMS, layout.IMAGES))
-
-
-def _bytes(text: str) -> int:
-    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if not (number.isascii() and number.isdigit() and len(number) < 16 and unit in units) or int(number) == 0:
-        raise InvalidArgument(argument="--free-bytes", value=text, reason="is no number of bytes: write 500M, 2G or 1000000")
-    return int(number) * units[unit]
 
 
 def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
@@ -130,6 +132,7 @@ def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
         "problems": [{"message": problem.message, "refs": problem.refs} for problem in made.problems],
         "slices": getattr(made, "slices", None),
         "stopped": getattr(made, "stopped", None),
+        "meta_json": made.meta,
     }
 
 
@@ -147,10 +150,13 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
     swept = made.swept
     output.lines(
         [
-            f"{swept.objects} objects {would}deleted, {output.size(swept.allocated)} {would}freed; "
-            f"{swept.streams} streams and {swept.images} images {would}forgotten; {made.live} objects stay"
+            f"{output.count(swept.objects, 'object')} {would}deleted, {output.size(swept.allocated)} {would}freed; "
+            f"{output.count(swept.streams, 'stream')} and {output.count(swept.images, 'image')} {would}forgotten; "
+            f"{output.count(made.live, 'object')} {'stays' if made.live == 1 else 'stay'}"
         ]
     )
+    if made.meta:
+        output.lines([f"meta.json {would}written: there was none"])
     stopped = getattr(made, "stopped", None)
     if stopped is not None:
         output.lines([f"stopped early: {stopped}"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import output
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, excluding, owners, seconds
-from cfs_tags.errors import InvalidArgument, printable
+from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, amount, excluding, owners, seconds
+from cfs_tags.errors import printable
 
 if TYPE_CHECKING:
     from cfs_tags.apps.importing import Import, Imported, PlannedImage
@@ -40,7 +40,9 @@ def command(
     force: Annotated[bool, typer.Option("--force", "-f", help="Move a tag that names something else.")] = False,
     shared: Annotated[bool, typer.Option("--shared", help="A tag that cfsctl and bootc see, whatever the image.")] = False,
     private: Annotated[bool, typer.Option("--private", help="A tag that cfs-tag alone sees.")] = False,
-    max_layer_size: Annotated[float, typer.Option(metavar="GIB", help="Longest layer, uncompressed, that is taken.")] = 64.0,
+    max_layer_size: Annotated[
+        str, typer.Option(metavar="GIB", help="Longest layer, uncompressed, that is taken; or 500M, 2T.")
+    ] = "64",
     owner: Owners = None,
     dry_run: DryRun = False,
     reason: Reason = None,
@@ -66,8 +68,7 @@ def command(
     excluding(ctx, shared=shared, private=private)
     excluding(ctx, all_platforms=all_platforms, platform=platform)
     excluding(ctx, mountable=mountable, private=private)
-    if not 0 < max_layer_size < 1 << 30:
-        raise InvalidArgument(argument="--max-layer-size", value=f"{max_layer_size:g}", reason="must be above 0 GiB")
+    limit = amount(max_layer_size, "--max-layer-size", unit=_GIB)
     timeout, named = seconds(lock_timeout), owners(owner)
 
     from cfs_tags.apps import importing, platforms, sources
@@ -85,7 +86,7 @@ def command(
         force=force,
         home="shared" if shared else "private" if private else None,
         owners=named,
-        limit=int(max_layer_size * _GIB),
+        limit=limit,
     )
     here = machine()
     with stoppable(), ctx.obj.open(write=True) as repo:
@@ -137,7 +138,7 @@ def _print(plan: Import, done: Imported | None, as_json: bool) -> None:
     if done is None:
         output.lines([f"to read: {output.size(plan.bytes_to_read)} of layers"])
     elif done.objects:
-        output.lines([f"written: {done.objects} objects, {output.size(done.object_bytes)}"])
+        output.lines([f"written: {output.count(done.objects, 'object')}, {output.size(done.object_bytes)}"])
 
 
 def _more(image: PlannedImage) -> str:

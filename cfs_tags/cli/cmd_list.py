@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import complete, output
-from cfs_tags.cli.options import Json, JsonLines, excluding, owners
+from cfs_tags.cli.options import OWNERS, Json, JsonLines, excluding, owners
 from cfs_tags.errors import InvalidArgument, TargetNotFound, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,12 @@ def command(
         ),
     ] = None,
     owner: Annotated[
-        list[str] | None, typer.Option(metavar="OWNER", help="Only of this owner: app, bootc, deployment or foreign.")
+        list[str] | None,
+        typer.Option(
+            metavar="OWNER",
+            autocompletion=complete.one_of(*OWNERS),
+            help="Only of this owner: app, bootc, deployment or foreign.",
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Foreign refs, too.")] = False,
     points_at: Annotated[
@@ -47,7 +52,12 @@ def command(
     ] = "name",
     template: Annotated[
         str | None,
-        typer.Option("--format", metavar="TEXT", help="A line each, such as '{name} {digest}'; or podman, podman-json, crane."),
+        typer.Option(
+            "--format",
+            metavar="TEXT",
+            autocompletion=complete.one_of("podman", "podman-json", "crane"),
+            help="A line each, such as '{name} {digest}'; or podman, podman-json, crane.",
+        ),
     ] = None,
     long: Annotated[bool, typer.Option("--long", "-l", help="With facts of the images.")] = False,
     as_json: Json = False,

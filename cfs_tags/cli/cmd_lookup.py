@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output, sysroots
+from cfs_tags.cli import complete, output, sysroots
 from cfs_tags.cli.options import Json
 from cfs_tags.errors import InvalidArgument, UnresolvedDeployment
 
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 def command(
     ctx: typer.Context,
     deployment: Annotated[
-        str, typer.Argument(metavar="DEPLOYMENT", help="An id or its prefix, booted, staged, rollback, or a boot entry file.")
+        str,
+        typer.Argument(
+            metavar="DEPLOYMENT",
+            autocompletion=complete.deployments_and_states,
+            help="An id or its prefix, booted, staged, rollback, or a boot entry file.",
+        ),
     ],
     raw: Annotated[
-        str | None, typer.Option("--raw", metavar="PART", help="Print the stored bytes of the 'manifest' or 'config' alone.")
+        str | None,
+        typer.Option(
+            "--raw",
+            metavar="manifest|config",
+            autocompletion=complete.one_of("manifest", "config"),
+            help="Print these bytes, exactly as they are stored.",
+        ),
     ] = None,
     boot: sysroots.Boot = None,
     esp: sysroots.Esp = None,

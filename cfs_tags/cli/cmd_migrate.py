@@ -9,7 +9,7 @@ import typer
 from cfs_tags.cli import output, sysroots
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, excluding, seconds
 from cfs_tags.cli.session import note
-from cfs_tags.errors import InvalidArgument, printable
+from cfs_tags.errors import CommandLineError, InvalidArgument, printable
 
 if TYPE_CHECKING:
     from cfs_tags.migrate import MigratePlan, UndoPlan
@@ -56,6 +56,8 @@ def command(
 
     excluding(ctx, undo=undo, write_origin=write_origin)
     excluding(ctx, undo=undo, manifest=manifests)
+    if force and not undo:
+        raise CommandLineError(command=ctx.command_path, text="--force is for --undo")
     timeout = seconds(lock_timeout)
     session = ctx.obj
     if dry_run:
@@ -119,7 +121,8 @@ def _show(made: MigratePlan, view: SysrootView, as_json: bool, dry_run: bool) ->
             if row.reason and row.done != "complete":
                 output.lines([f"{row.id[:12]}: {printable(row.reason)}"])
         verb = "would be " if dry_run else ""
-        output.lines([f"{len(made.changes)} refs {verb}written, {len(made.origins)} origin files {verb}completed"])
+        refs, origins = output.count(len(made.changes), "ref"), output.count(len(made.origins), "origin file")
+        output.lines([f"{refs} {verb}written, {origins} {verb}completed"])
         sysroots.show_findings(view)
     if made.unresolved:
         raise typer.Exit(4)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfs_tags.cli import output, sysroots
+from cfs_tags.cli import complete, output, sysroots
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, duration, seconds
 from cfs_tags.cli.session import note
 from cfs_tags.errors import printable
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def command(
     ctx: typer.Context,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]…", help="These alone: ids or prefixes.")] = None,
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID...]", autocompletion=complete.deployments, help="These alone: ids or prefixes."),
+    ] = None,
     grace: Annotated[
         str,
         typer.Option("--grace", metavar="DURATION", help="Keep a ref that long for a deployment never seen; 0 for not at all."),

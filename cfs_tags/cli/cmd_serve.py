@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _DEFAULT = "127.0.0.1:5000"
 _DESCRIPTORS = 8192
+_REMADE = "layers are served uncompressed, so the digest is another"
 
 
 def command(
@@ -183,10 +184,14 @@ def _print(catalog: Catalog, as_json: bool) -> None:
     if as_json:
         output.document("serve", rows)
         return
+    columns = ("repository", "reference", "served_digest", "name")
     output.table(
         ("REPOSITORY", "REFERENCE", "DIGEST", "NAME", "NOTES"),
-        [(row["repository"], row["reference"], row["served_digest"], row["name"], row["note"]) for row in rows],
+        [(*[row[key] for key in columns], None if row["note"] == _REMADE else row["note"]) for row in rows],
     )
+    remade = sum(row["note"] == _REMADE for row in rows)
+    if remade:
+        output.lines([f"{remade} of {len(rows)} have another digest than their tag: {_REMADE}"])
 
 
 def _row(catalog: Catalog, row: Any) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def _row(catalog: Catalog, row: Any) -> dict[str, Any]:
             if found.original != tag.digest:
                 note = "the index that was kept"
             elif digest != tag.digest:
-                note = "layers are served uncompressed, so the digest is another"
+                note = _REMADE
     return {
         **output.named(tag.name),
         "digest": tag.digest,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output
+from cfs_tags.cli import complete, output
 from cfs_tags.cli.options import Json, LockTimeout, NameArgument, excluding, seconds
 from cfs_tags.errors import InvalidArgument, printable
 
@@ -22,7 +22,12 @@ def command(
     name: NameArgument,
     raw: Annotated[
         str | None,
-        typer.Option(metavar="manifest|config", help="Print these bytes, exactly as they are stored.", show_default=False),
+        typer.Option(
+            metavar="manifest|config",
+            autocompletion=complete.one_of("manifest", "config"),
+            help="Print these bytes, exactly as they are stored.",
+            show_default=False,
+        ),
     ] = None,
     lock_timeout: LockTimeout = 30.0,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import complete, output, sysroots
-from cfs_tags.cli.options import Json, JsonLines, excluding, seconds
+from cfs_tags.cli.options import Json, JsonLines, LockTimeout, excluding, seconds
 from cfs_tags.errors import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def command(
     path: Annotated[
         str | None, typer.Option("--path", metavar="PATH", help="The content of this file in the image that is named.")
     ] = None,
-    lock_timeout: Annotated[float, typer.Option(metavar="SECONDS", help="How long to wait for locks.")] = 30.0,
+    lock_timeout: LockTimeout = 30.0,
     as_json: Json = False,
     as_json_lines: JsonLines = False,
 ) -> None:
@@ -78,8 +78,15 @@ def _step(step: Step) -> dict[str, str | None]:
 
 def _show(answer: Why) -> None:
     if answer.live:
-        output.lines([" -> ".join(f"{step.kind} {printable(step.name)}" for step in chain) for chain in answer.chains])
-        output.lines([f"live: {len(answer.chains)} chains"])
+        steps = [[f"{step.kind} {printable(step.name)}" for step in chain] for chain in answer.chains]
+        if output.on_terminal():
+            from cfs_tags.cli.screen import shortened
+
+            for chain in steps:
+                output.lines([f"{'  ' * depth}{shortened(step)}" for depth, step in enumerate(chain)])
+        else:
+            output.lines([" -> ".join(chain) for chain in steps])
+        output.lines([f"live: {output.count(len(answer.chains), 'chain')}"])
     else:
         there = "" if answer.present else ", and not in the repository"
         output.lines([f"dead: no ref leads to {printable(answer.target)}{there}"])

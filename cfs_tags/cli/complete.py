@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["answer", "names", "sort_keys", "tags_and_trash"]
+    from cfs_tags.cli.session import Session
+
+__all__ = ["answer", "deployments", "deployments_and_states", "names", "near", "one_of", "sort_keys", "tags_and_trash"]
 
 _SAFE = re.compile(r"[\w@][\w./:@%+,-]*")
+_MANY = 2000
 _JOINTS = re.compile(r"[:=]+|@")
 
 
@@ -36,21 +40,79 @@ def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     return [key for key in (*keys, *(f"-{key}" for key in keys)) if key.startswith(incomplete)]
 
 
-def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
-    from cfs_tags import tags
+def near(session: Session, name: str) -> tuple[str, ...]:
+    """Up to three tags that somebody may have meant with a name that none has; for the hint of an error."""
+    from difflib import get_close_matches
+
+    if not name:
+        return ()
+    known = [tag for tag in _listed(session) if tag.isprintable()]
+    longer = sorted(tag for tag in known if tag.startswith((name, f"@trash/{name}")) or tag.endswith(f"/{name}"))
+    if longer or len(known) > _MANY:
+        return tuple(longer[:3])
+    return tuple(get_close_matches(name, known, 3, 0.8))
+
+
+def one_of(*values: str) -> Callable[[Any, list[str], str], list[str]]:
+    """Completes one of these words."""
+
+    def complete(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+def deployments(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Ids of deployments: directories below ``state/deploy`` and refs."""
+    return _safe(name for name in _deployments(ctx) if name.startswith(incomplete))
+
+
+def deployments_and_states(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """What a deployment is called on a command line."""
+    return [*one_of("booted", "staged", "rollback")(ctx, args, incomplete), *deployments(ctx, args, incomplete)]
+
+
+def _deployments(ctx: Any) -> list[str]:
+    names = {name.removeprefix("@deployment/") for name in _rows(ctx) if name.startswith("@deployment/")}
+    session = _session(ctx)
+    if session is not None:
+        root = session.sysroot or os.path.dirname(os.path.abspath(session.path))
+        with suppress(OSError):
+            names.update(os.listdir(f"{root}/state/deploy"))
+    return [name for name in names if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{128}", name)]
+
+
+def _session(ctx: Any) -> Session | None:
     from cfs_tags.cli.session import Session
     from cfs_tags.errors import CfsTagsError
 
     options = ctx.find_root().params
     try:
-        session = Session.of(
+        return Session.of(
             repo=options.get("repo"),
             sysroot=options.get("sysroot"),
             user=bool(options.get("user")),
             system=bool(options.get("system")),
         )
+    except CfsTagsError:
+        return None
+
+
+def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
+    session = _session(ctx)
+    if session is None:
+        return []
+    return [name for name in _listed(session) if name.startswith("@trash/") == trash]
+
+
+def _listed(session: Session) -> list[str]:
+    """All tags, deployment refs and deleted tags."""
+    from cfs_tags import tags
+    from cfs_tags.errors import CfsTagsError
+
+    try:
         with session.open() as repo:
-            return [tag.name for tag in (tags.trash(repo) if trash else tags.list_tags(repo))]
+            return [tag.name for tag in (*tags.list_tags(repo), *tags.trash(repo))]
     except (CfsTagsError, OSError):
         return []
 

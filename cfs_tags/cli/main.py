@@ -63,6 +63,9 @@ COMMANDS = {
 }
 """All commands, in the order of the help."""
 
+_BEFORE = {"--repo": True, "--sysroot": True, "--user": False, "--system": False}
+_BEHIND = frozenset({"--json", "--jsonl", "--dry-run", "--reason", "--lock-timeout", "--owner", "--force"})
+
 EXIT_STATUSES = (
     "Exit status: 0 done; 1 failed; 2 usage; 3 not found; 4 refused; 5 lock time-out; 6 damaged repository; "
     "7 unsupported format; 130 interrupted."
@@ -172,10 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.finish()
         return status
     except BaseException as error:
-        return _end(error)
+        return _end(error, words)
 
 
-def _end(error: BaseException) -> int:
+def _end(error: BaseException, words: list[str]) -> int:
     """Report what stopped a command; returns the exit status."""
     from cfs_tags.errors import OutputFailed
 
@@ -186,7 +189,7 @@ def _end(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, OutputFailed):
         output.give_up()
-    reported = _as_error(error)
+    reported = _as_error(error, words)
     try:
         output.fail(reported)
         output.finish()
@@ -200,16 +203,29 @@ def _end(error: BaseException) -> int:
 
 
 def _run(words: list[str]) -> int:
+    from cfs_tags.cli.complete import near
+    from cfs_tags.errors import TagNotFound
+
     group = typer.main.get_command(app)
     try:
         with group.make_context(PROGRAM, list(words)) as context:
-            group.invoke(context)
+            try:
+                group.invoke(context)
+            except TagNotFound as error:
+                error.near = near(context.obj, error.name)
+                raise
     except typer.Exit as stop:
         return stop.exit_code
+    except OSError as error:
+        if error.filename is None and {"--help", "-h"} & set(words) and not isinstance(error, BrokenPipeError):
+            from cfs_tags.errors import OutputFailed
+
+            raise OutputFailed(reason=error.strerror or str(error)) from error
+        raise
     return 0
 
 
-def _as_error(error: BaseException) -> CfsTagsError:
+def _as_error(error: BaseException, words: list[str]) -> CfsTagsError:
     """The error that stands for an exception."""
     from cfs_tags.errors import CfsTagsError, CommandLineError, InternalError, Interrupted, SystemFailure
 
@@ -220,7 +236,10 @@ def _as_error(error: BaseException) -> CfsTagsError:
     usage = getattr(error, "format_message", None)
     if usage is not None:  # what the parser of the command line raises
         context = getattr(error, "ctx", None)
-        return CommandLineError(command=context.command_path if context is not None else PROGRAM, text=usage())
+        # the parser does not always say of which command: the first word that is one
+        command = next((f"{PROGRAM} {word}" for word in words if word in COMMANDS), PROGRAM)
+        path = context.command_path if context is not None else command
+        return CommandLineError(command=path, text=_misplaced(error, path) or usage())
     if os.environ.get("CFS_TAG_DEBUG") == "1":
         import traceback
 
@@ -228,6 +247,19 @@ def _as_error(error: BaseException) -> CfsTagsError:
     if isinstance(error, OSError):
         return SystemFailure.of(error, "use", error.filename or "the repository")
     return InternalError(kind=type(error).__name__, text=str(error))
+
+
+def _misplaced(error: BaseException, path: str) -> str | None:
+    """Where an option belongs that is known, and stands on the wrong side of the command."""
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ != "NoSuchOption":
+        return None
+    if path != PROGRAM and option in _BEFORE:
+        value = " DIR" if _BEFORE[option] else ""
+        return f"{option} stands before the command: {PROGRAM} {option}{value}{path.removeprefix(PROGRAM)}"
+    if path == PROGRAM and option in _BEHIND:
+        return f"{option} stands behind the command: {PROGRAM} COMMAND {option}"
+    return None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ to the terminal; in JSON everything outside ASCII is an escape."""
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = [
+    "count",
     "document",
     "document_of_rows",
     "emit",
@@ -37,8 +39,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-_SHORT_DIGITS = 12
-_FOLDED = ("NAME", "NOTES", "REASON", "IMAGE")
 
 _json_asked = False
 _encode: Callable[[Any], str] | None = None
@@ -49,11 +49,26 @@ def start(words: Sequence[str]) -> None:
     global _json_asked
     options = words[: words.index("--")] if "--" in words else words
     _json_asked = "--json" in options or "--jsonl" in options
+    _fill_gaps()
     for stream in (sys.stdout, sys.stderr):
         # a locale that cannot show a character is no reason to fail
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def _fill_gaps() -> None:
+    """Put something in the place of a standard stream that is closed: else the next file that is opened takes its number.
+
+    It can be read, and is empty, and cannot be written, so that lost output is an error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDONLY)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def emit(text: str) -> None:
@@ -137,8 +152,6 @@ def _say(message: str, hint: str | None) -> None:
     text = f"cfs-tag: {message}\n"
     if hint is not None:
         text += f"hint: {printable(hint)}\n"
-    if sys.stderr is None:  # closed by who started us
-        return
     with suppress(OSError):  # nobody listens: the exit status still tells
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -232,6 +245,11 @@ def rounded(count: int) -> str:
     return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
 
 
+def count(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def fields(pairs: Iterable[tuple[str, object]]) -> None:
     """Facts, one a line, their values below each other; those that are None are left out."""
     shown = [(label, value) for label, value in pairs if value is not None]
@@ -240,40 +258,28 @@ def fields(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, indent: str = "") -> None:
-    """Rows below headings: a table that fits on a terminal, else aligned plain text with everything in full.
+    """Rows below headings: a table for a terminal (see :mod:`cfs_tags.cli.screen`), else aligned text with everything in full.
 
     Empty and None are shown as nothing.
     """
-    if on_terminal():
-        _rich_table(headings, rows)
-        return
     shown = [[printable("" if cell is None else cell) for cell in row] for row in rows]
+    if on_terminal():
+        from cfs_tags.cli.screen import layout
+
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        lines(layout(headings, shown, _columns(), bold=not plain))
+        return
     widths = [max([len(row[index]) for row in shown] + [len(name)]) for index, name in enumerate(headings)]
     pattern = indent + "  ".join([f"%-{width}s" for width in widths])
     lines([(pattern % tuple(row)).rstrip() for row in [list(headings), *shown]])
 
 
-def _rich_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # no markup, no emoji, no highlighting: the text is foreign
-    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for name in headings:
-        # what is cut off cannot be used: long names and remarks go on in the next line, the rest stays in one piece
-        made.add_column(Text(name), overflow="fold", no_wrap=name not in _FOLDED)
-    for row in rows:
-        made.add_row(*[Text(_short("" if cell is None else printable(cell))) for cell in row])
-    with _writing():
-        console.print(made)
-
-
-def _short(text: str) -> str:
-    algorithm, _, digits = text.partition(":")
-    if algorithm in ("sha256", "sha512") and len(digits) >= 64 and digits.isalnum():
-        return f"{algorithm}:{digits[:_SHORT_DIGITS]}"
-    if len(text) in (64, 128) and text.isalnum():
-        return text[:_SHORT_DIGITS]
-    return text
+def _columns() -> int:
+    """How wide the terminal is: what ``COLUMNS`` says, else the terminal, else 80."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isascii() and given.isdigit() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80

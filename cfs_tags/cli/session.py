@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
-from cfs_tags.errors import CommandLineError
+from cfs_tags.errors import CommandLineError, RepositoryNotFound
 
 if TYPE_CHECKING:
     from cfs_tags.repo.refs import Note
@@ -56,7 +56,12 @@ class Session(NamedTuple):
         """Open the repository; see :meth:`cfs_tags.Repository.open`."""
         from cfs_tags.repo.store import Repository
 
-        return Repository.open(self.path, write=True) if write else Repository.open(self.path)
+        try:
+            return Repository.open(self.path, write=True) if write else Repository.open(self.path)
+        except RepositoryNotFound as error:
+            if os.path.isdir(os.path.join(self.path, "composefs/objects")):
+                error.reason = "it is the root of a system, which --sysroot names; the repository is composefs/ in it"
+            raise
 
 
 def note(reason: str | None) -> Note:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output
-from cfs_tags.errors import CommandLineError, InvalidArgument, SysrootNotFound, printable
+from cfs_tags.cli import complete, output
+from cfs_tags.errors import AmbiguousName, CommandLineError, InvalidArgument, SysrootNotFound, printable
 
 if TYPE_CHECKING:
     from cfs_tags.cli.session import Session
@@ -31,6 +32,13 @@ __all__ = [
     "view_of",
 ]
 
+_ADVICE = {
+    "uki": "--esp DIR says where it is, --esp none that there is none",
+    "boot-entry": "--boot DIR says where it is, --boot none that there is none",
+    "staged-file": "--run DIR says where that is, --run none that the system does not run",
+    "kernel": "--booted ID says which deployment is booted, --booted none that the system does not run",
+}
+
 Boot = Annotated[
     str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
 ]
@@ -48,7 +56,8 @@ Booted = Annotated[
     typer.Option(
         "--booted",
         metavar="ID",
-        help="The booted deployment of another system, 'none' if it is not running.",
+        autocompletion=complete.deployments,
+        help="The booted deployment of another system, by its id or prefix; 'none' if it is not running.",
         show_default=False,
     ),
 ]
@@ -61,7 +70,8 @@ def view_of(
 
     Raises:
         SysrootNotFound: the repository is no bootc repository, and no sysroot was named.
-        InvalidArgument: ``--booted`` is no id.
+        InvalidArgument: ``--booted`` is neither an id nor the start of one.
+        AmbiguousName: it is the start of several.
     """
     from cfs_tags.sysroot import Sysroot, SysrootView
 
@@ -71,12 +81,7 @@ def view_of(
     without = {part for part, value in (("boot", boot), ("esp", esp), ("run", run), ("kernel", booted)) if value == "none"}
     cmdline = None
     if booted is not None and booted != "none":
-        if len(booted) != repo.algorithm.hex_length or not set(booted) <= set("0123456789abcdef"):
-            digits = repo.algorithm.hex_length
-            raise InvalidArgument(
-                argument="--booted", value=booted, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
-            )
-        cmdline = f"composefs={booted}"
+        cmdline = f"composefs={_whole_id(repo, root, booted)}"
     sysroot = Sysroot.find(
         os.path.normpath(root),
         boot=None if boot == "none" else boot,
@@ -88,20 +93,23 @@ def view_of(
     return SysrootView.read(sysroot, repo.algorithm)
 
 
-def has_sysroot(ctx: typer.Context, repo: ReadRepo, **options: str | bool | None) -> bool:
+def has_sysroot(ctx: typer.Context, repo: ReadRepo, *, ignored: bool = False, **options: str | bool | None) -> bool:
     """Whether there is a sysroot with the repository; ``options`` are those that mean nothing without one.
+
+    ``ignored`` is ``--no-sysroot``: then there is none, whatever is there.
 
     Raises:
         CommandLineError: one of them is given, and there is none.
     """
-    if ctx.obj.sysroot is not None or repo.sysroot is not None:
+    if not ignored and (ctx.obj.sysroot is not None or repo.sysroot is not None):
         return True
     for name, value in options.items():
         if value:
             option = "--" + name.replace("_", "-")
-            raise CommandLineError(
-                command=ctx.command_path, text=f"{option} is for a repository with a sysroot: name it with --sysroot"
-            )
+            text = f"{option} is for a repository with a sysroot: name it with --sysroot"
+            if ignored:
+                text = f"{option} and --no-sysroot exclude each other"
+            raise CommandLineError(command=ctx.command_path, text=text)
     return False
 
 
@@ -171,5 +179,30 @@ def show_findings(view: SysrootView) -> None:
     for place in view.unread:
         where = f" ({printable(place.path)})" if place.path else ""
         output.lines([f"not read: {place.name}{where}: {printable(place.reason)}"])
+        if place.name in _ADVICE:
+            output.lines([f"  {_ADVICE[place.name]}"])
     for finding in view.findings:
         output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
+
+
+def _whole_id(repo: ReadRepo, root: str, text: str) -> str:
+    """The id that an option names, whole or by the start of one that has a state directory."""
+    digits = repo.algorithm.hex_length
+    if not text or len(text) > digits or not set(text) <= set("0123456789abcdef"):
+        raise InvalidArgument(
+            argument="--booted", value=text, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
+        )
+    if len(text) == digits:
+        return text
+    found: list[str] = []
+    with suppress(OSError):
+        found = sorted(name for name in os.listdir(f"{root}/state/deploy") if name.startswith(text) and len(name) == digits)
+    if not found:
+        raise InvalidArgument(
+            argument="--booted",
+            value=text,
+            reason=f"is the start of no deployment that is there; whole ids have {digits} digits",
+        )
+    if len(found) > 1:
+        raise AmbiguousName(name=text, candidates=tuple(found))
+    return found[0]

@@ -15,7 +15,7 @@ from cfs_tags.formats import erofs
 if TYPE_CHECKING:
     from cfs_tags.values import Algorithm
 
-__all__ = ["image_refs"]
+__all__ = ["image_refs", "image_table"]
 
 # format, xattr_icount, mode, size, u
 _COMPACT = Struct("<3H2xI4xI")
@@ -37,10 +37,21 @@ def image_refs(data: bytes, algorithm: Algorithm) -> set[str]:
     Raises:
         FormatError: the image is damaged.
     """
+    table = image_table(data, algorithm).hex()
+    width = algorithm.hex_length
+    return {table[at : at + width] for at in range(0, len(table), width)}
+
+
+def image_table(data: bytes, algorithm: Algorithm) -> bytes:
+    """The same as raw digests, one after the other; some may be there twice.
+
+    Raises:
+        FormatError: the image is damaged.
+    """
     try:
-        return _Walk(data, algorithm).refs(erofs.superblock(data))
+        return _Walk(data, algorithm).table(erofs.superblock(data))
     except _Unusual:
-        return {str(name) for name in erofs.object_refs(data, algorithm)}
+        return bytes.fromhex("".join(erofs.object_refs(data, algorithm)))
 
 
 class _Walk:
@@ -53,7 +64,7 @@ class _Walk:
         self._paths: list[bytes] = []
         self._shared: set[int] = set()
 
-    def refs(self, top: erofs.Superblock) -> set[str]:
+    def table(self, top: erofs.Superblock) -> bytes:
         data, size = self._data, len(self._data)
         budget = size
         seen = {top.root}
@@ -136,16 +147,14 @@ class _Walk:
                 seen.add(nid)
                 pending.append(nid)
 
-    def _result(self) -> set[str]:
-        width = self._width * 2
-        found = b"".join(self._digests).hex()
+    def _result(self) -> bytes:
+        digests = b"".join(self._digests)
         try:
             # fromhex leaves blanks out, translate any slash: the length tells
-            redirected = bytes.fromhex(b"".join(self._paths).translate(None, b"/").decode()).hex()
+            redirected = bytes.fromhex(b"".join(self._paths).translate(None, b"/").decode())
         except ValueError:
             raise _Unusual from None
-        if len(redirected) != len(self._paths) * width or any(path[3] != 47 for path in self._paths):
+        if len(redirected) != len(self._paths) * self._width or any(path[3] != 47 for path in self._paths):
             raise _Unusual
-        result = {found[at : at + width] for at in range(0, len(found), width)}
-        result.update(redirected[at : at + width] for at in range(0, len(redirected), width))
-        return result
+        # both xattrs of a file say the same, in images that composefs makes
+        return digests if redirected == digests else digests + redirected

@@ -23,6 +23,7 @@ from cfs_tags.values import Algorithm, ContentId, ObjectId
 __all__ = [
     "BOUND",
     "CONFIGS",
+    "DEPLOYED_TAG",
     "DEPLOYMENTS",
     "DEPLOYMENT_IMAGES",
     "IMAGES",
@@ -41,6 +42,7 @@ __all__ = [
     "TRASH",
     "decode_name",
     "encode_name",
+    "expiry_of",
     "object_link",
     "object_of_link",
     "object_path",
@@ -66,9 +68,12 @@ INDEXES = f"{OUR_REFS}/indexes"
 LEASES = f"{OUR_REFS}/leases"
 TRASH = f"{OUR_REFS}/trash"
 STATE = "cfs-tags"
+DEPLOYED_TAG = "localhost%2Fbootc-sha256:"
+"""How the names of the tags begin that bootc makes for its deployments (bootc 1.16.9)."""
 
 _ESCAPES = {"2F": "/", "25": "%"}
 _ESCAPE = re.compile("%(.{0,2})", re.DOTALL)
+_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _OBJECT_LINK = re.compile(r"\.\./objects/([0-9a-f]{2})/([0-9a-f]{62}(?:[0-9a-f]{64})?)", re.ASCII)
 
 
@@ -94,6 +99,19 @@ def decode_name(component: str) -> str:
     if component.count("%") == component.count("%2F"):
         return component.replace("%2F", "/")
     return _ESCAPE.sub(lambda match: _ESCAPES.get(match[1], match[0]), component)
+
+
+def expiry_of(component: str) -> str | None:
+    """When a lease or what is in the trash runs out, by the directory below ``leases/`` or ``trash/`` that it is in.
+
+    Returns:
+        the time in UTC as YYYYMMDDThhmmssZ, so that later ones sort later; None for any other name.
+
+    >>> expiry_of("20261125T131400Z.2")
+    '20261125T131400Z'
+    """
+    match = _EXPIRY.fullmatch(component)
+    return match[1] if match is not None else None
 
 
 def object_path(object_id: ObjectId) -> str:

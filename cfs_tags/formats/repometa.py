@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
 from cfs_tags.values import Algorithm, encodable
 
-__all__ = ["MAX_SIZE", "VERSION", "RepoMeta", "parse", "render"]
+__all__ = ["MAX_SIZE", "VERSION", "RepoMeta", "fresh", "parse", "render"]
 
 VERSION = 1
 """The newest version that is known here."""
@@ -113,6 +113,14 @@ def parse(data: bytes) -> RepoMeta:
         erofs_default=default,
         erofs_extra=extra,
     )
+
+
+def fresh(algorithm: Algorithm) -> RepoMeta:
+    """What cfsctl 0.9.4 says of a repository that it finds without a ``meta.json``.
+
+    Whatever EROFS version the images in it have: those that are made from then on are of version 1.
+    """
+    return RepoMeta(VERSION, algorithm, read_only_compatible=(_V1_EROFS,), erofs_default=1)
 
 
 def render(meta: RepoMeta) -> bytes:

@@ -96,7 +96,7 @@ def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, pro
     roots = read_refs(repo)
     inventory = objects.inventory(repo, sizes=content)
     links = read_links(repo, inventory.objects)
-    secure = objects.is_secure(repo)
+    secure = repo.is_secure
     work = _Work(repo, links, inventory.objects, content=content, secure=secure)
     found = list(inventory.findings)
     if repo.meta is None:

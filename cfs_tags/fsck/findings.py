@@ -106,6 +106,6 @@ CODES = {
     "damaged-reflog": Code("note", "history alone is lost; the other lines are whole"),
     "damaged-state": Code("warning", "remove it: it is not needed for safety"),
     "quarantined-ref": Code("note", "cfs-tag restore puts it back once its target is there"),
-    "no-metadata": Code("note", "cfsctl and bootc write meta.json when they open the repository"),
+    "no-metadata": Code("note", "cfsctl and bootc write meta.json when they open the repository, gc when it collects"),
 }
 """All codes, in the order of the documentation."""

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.values import Algorithm
 
-__all__ = ["Inventory", "check_content", "check_verity", "inventory", "is_secure", "measure_object", "pieces", "verity_digest"]
+__all__ = ["Inventory", "check_content", "check_verity", "inventory", "measure_object", "pieces"]
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -148,20 +147,6 @@ def unreadable(path: str, error: OSError) -> Finding:
 # -- fs-verity ---------------------------------------------------------------------------------------------------------
 
 
-def is_secure(repo: ReadRepo) -> bool:
-    """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``)."""
-    try:
-        fd = os.open("meta.json", _FILE, dir_fd=repo.fd)
-    except OSError:
-        return False
-    try:
-        return verity_digest(fd, repo.algorithm) is not None
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-
-
 def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
     """Ask the kernel whether these objects have fs-verity, and the digests that they are named by.
 
@@ -178,7 +163,7 @@ def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
             yield unreadable(path, error)
             continue
         try:
-            measured = verity_digest(fd, repo.algorithm)
+            measured = verity.verity_digest(fd)
         except OSError as error:
             yield unreadable(path, error)
             continue
@@ -188,17 +173,6 @@ def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
             yield finding("no-verity", path, "it has no fs-verity")
         elif measured != name:
             yield finding("wrong-verity-digest", path, f"the kernel measured {measured}")
-
-
-def verity_digest(fd: int, algorithm: Algorithm) -> str | None:
-    """What the kernel measured of a file when fs-verity was switched on; None where it has none.
-
-    A digest of another algorithm comes out with its own length.
-
-    Raises:
-        OSError: the system refused.
-    """
-    return verity.verity_digest(fd)
 
 
 def _path(name: str) -> str:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenRef", "Roots", "check_refs", "read_refs"]
 
-_EXPIRY = re.compile(r"(\d{8}T\d{6}Z)\.\d+", re.ASCII)
 _LEFT_OVER = ".symlink-"
 _NESTED = ("nested-ref", "looping-ref")
 
@@ -172,11 +171,11 @@ class _Checker:
             top = HOMES[home]
             if path.startswith(f"{top}/"):
                 directory = path[len(top) + 1 :].partition("/")[0]
-                match = _EXPIRY.fullmatch(directory)
-                if match is None or "/" not in path[len(top) + 1 :]:
+                expires = layout.expiry_of(directory)
+                if expires is None or "/" not in path[len(top) + 1 :]:
                     self._add("bad-expiry", path, f"{directory} is no time")
-                elif match[1] < self._now:
-                    self._add(code, path, f"it was to be kept until {match[1]}")
+                elif expires < self._now:
+                    self._add(code, path, f"it was to be kept until {expires}")
 
     def _referrer(self, path: str, name: str) -> None:
         parts = path.split("/")[3:]

@@ -27,7 +27,7 @@ from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.values import Algorithm, ContentId, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cfs_tags.formats.repometa import RepoMeta
     from cfs_tags.formats.splitstream import SplitStream
@@ -95,6 +95,7 @@ class ReadRepo(Directory):
             self._refuse_links()
             self.meta = self._read_meta()
             self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
+            self._guarded: bool | None = None
         except BaseException:
             self.close()
             raise
@@ -128,17 +129,55 @@ class ReadRepo(Directory):
         parents = self.names(layout.OBJECTS)
         if parents is None:
             raise RepositoryNotFound(path=self.path, reason="it has neither meta.json nor objects/")
+        for algorithm, _ in self._named_as_objects(parents):
+            return algorithm
+        raise RepositoryNotFound(path=self.path, reason="it has no meta.json and no object that would tell its algorithm")
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``).
+
+        Without one the first object that is found tells, as it does for cfsctl.
+
+        Raises:
+            SystemFailure: the system would not say.
+        """
+        if self.meta is not None:
+            return verity.is_secure(self.fd)
+        if self._guarded is None:
+            self._guarded = self._first_is_guarded()
+        return self._guarded
+
+    def _first_is_guarded(self) -> bool:
+        for _, path in self._named_as_objects(self.names(layout.OBJECTS) or ()):
+            fd = self.open_file(path)
+            if fd is None:
+                continue  # it went just now
+            try:
+                return verity.verity_digest(fd) is not None
+            except OSError as error:
+                raise SystemFailure.of(error, "read", self._shown(path)) from error
+            finally:
+                os.close(fd)
+        return False
+
+    def _named_as_objects(self, parents: Iterable[str]) -> Iterator[tuple[Algorithm, str]]:
         for parent in parents:
             for name in self.names(f"{layout.OBJECTS}/{parent}") or ():
                 algorithm = Algorithm.of_hex_length(len(parent) + len(name))
                 if algorithm is not None:
-                    return algorithm
-        raise RepositoryNotFound(path=self.path, reason="it has no meta.json and no object that would tell its algorithm")
+                    yield algorithm, f"{layout.OBJECTS}/{parent}/{name}"
 
     @property
     def is_bootc(self) -> bool:
-        """Whether bootc keeps its deployments here: its containers-storage is inside, or ``state/deploy`` beside."""
-        return self.is_directory("bootc") or self.sysroot is not None
+        """Whether bootc keeps its deployments here.
+
+        Its containers-storage is inside, or ``state/deploy`` beside; on a way that does not lead by there (a bind mount)
+        the refs tell: the tags that bootc makes, one for each deployment, and deployment refs.
+        """
+        if self.is_directory("bootc") or self.sysroot is not None or self.names(layout.DEPLOYMENT_IMAGES):
+            return True
+        return any(name.startswith(layout.DEPLOYED_TAG) for name in self.names(layout.SHARED_TAGS) or ())
 
     @property
     def sysroot(self) -> str | None:
@@ -289,10 +328,44 @@ class WriteRepo(ReadRepo):
                 raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY) from error
             raise SystemFailure.of(error, "make", self._shown(path)) from error
 
-    @property
-    def is_secure(self) -> bool:
-        """Whether every object must have fs-verity: ``meta.json`` itself has it (composefs-rs 0.9.4, ``repository.rs``)."""
-        return verity.is_secure(self.fd)
+    def write_meta(self) -> bool:
+        """Make ``meta.json`` where there is none, as cfsctl does whenever it opens such a repository.
+
+        Objects are all that tells the algorithm then: it comes before the first of them goes.
+
+        Returns:
+            whether there was none; it is on disk now.
+
+        Raises:
+            SystemFailure: the system refused.
+            ReadOnlyRepository, FormatError: somebody else made one meanwhile that does not fit.
+        """
+        if self.meta is not None:
+            return False
+        from cfs_tags.formats import repometa
+        from cfs_tags.repo.objects import ObjectStore
+
+        store = ObjectStore(self)
+        try:
+            fd = store.open_unnamed()
+            try:
+                fsops.write(fd, repometa.render(repometa.fresh(self.algorithm)))
+                fd = store.sealed(fd)
+                if self.is_secure:
+                    fsops.enable_verity(fd, self.algorithm.number)
+                fsops.sync_filesystem(fd)  # an empty one after a crash would be worse than none
+                made = fsops.adopt_object(fd, self.fd, _META)
+            finally:
+                os.close(fd)
+            fsops.sync(self.fd)
+        except OSError as error:
+            raise SystemFailure.of(error, "write", self._shown(_META)) from error
+        self.meta = self._read_meta()
+        if self.meta is None or self.meta.algorithm is not self.algorithm:
+            found = "nothing" if self.meta is None else self.meta.algorithm.value
+            raise self._malformed(_META, self.algorithm.value, found)
+        self._refuse_read_only()
+        return made
 
     def add_object(self, data: bytes) -> ObjectId:
         """Store bytes, named by their fs-verity digest.  Not synced: :meth:`add_stream` does that for all before it.

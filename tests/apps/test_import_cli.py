@@ -280,6 +280,34 @@ def test_an_interrupted_mountable_import_leaves_no_tag_and_the_next_one_removes_
     cfsctl.assert_healthy(repo)
 
 
+@pytest.mark.parametrize(
+    ("program", "said"), [("skopeo", "connection refused"), ("cfsctl", "Error: it went wrong; 0: the cause")]
+)
+def test_what_another_program_says_is_told_with_its_cause(
+    skopeo: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
+) -> None:
+    words = ["import", "docker://127.0.0.1:1/" + "a" * 150, "app"]
+    if program == "cfsctl":
+        fake = tmp_path / "cfsctl"
+        fake.write_text(
+            "#!/bin/sh\nprintf 'Error: it went wrong\\n\\nCaused by:\\n    0: the cause\\n\\nStack backtrace:\\n'"
+            "' 0: x\\n 1: y\\n' >&2\nexit 1\n"
+        )
+        fake.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+        words = ["import", app_image(tmp_path / "layout", "app").source, "--mountable"]
+
+    message = json.loads(run(*words, "--json", status=1))["error"]["message"]
+    assert message.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "status"), [("64", 0), ("0.5", 0), ("100K", 0), ("2T", 0), ("1", 0), ("0", 2), ("x", 2), ("1X", 2), ("-1", 2)]
+)
+def test_the_longest_layer_is_a_size(run: Run, tmp_path: Path, text: str, status: int) -> None:
+    run("import", app_image(tmp_path / "layout", "app").source, "--max-layer-size", text, status=status)
+
+
 def test_mountable_has_cfsctl_make_the_image_and_leaves_one_tag(
     cfsctl: Cfsctl, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +322,7 @@ def test_mountable_has_cfsctl_make_the_image_and_leaves_one_tag(
     cfsctl.assert_healthy(repo)
     error = json.loads(run("import", static_image(tmp_path / "layout").source, "--mountable", "--json", status=1))["error"]
     assert error["code"] == "program-failed"
+    assert "Error: " in error["message"]
     assert cfsctl.tags(repo) == {"app": image.manifest_digest}
 
 

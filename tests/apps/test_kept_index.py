@@ -115,3 +115,14 @@ def test_another_index_replaces_it(run: Run, repo: Path, images: dict[str, Image
     run("import", f"oci:{tmp_path / 'new'}:multi", NAME, "--keep-index", "--force")
     assert indexes(repo) == [NAME]
     assert (repo / layout.INDEXES / layout.encode_name(NAME)).readlink().name == f"oci-blob-{digest}"
+
+
+def test_it_is_measured_with_its_tag(run: Run, images: dict[str, Image]) -> None:
+    rows = {row["name"]: row for row in json.loads(run("df", "--json"))["result"]["names"]}
+
+    assert [name for name in rows if "indexes" in name] == []
+    assert rows[NAME]["freed"]["objects"] > 0
+    run("delete", NAME, "--keep-for", "1h")
+    rows = {row["name"]: row for row in json.loads(run("df", "--json"))["result"]["names"]}
+    assert [name for name in rows if "indexes" in name] == []
+    assert rows[f"@trash/{NAME}"]["freed"]["objects"] > 0

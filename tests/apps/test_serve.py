@@ -928,7 +928,9 @@ def test_the_list_says_what_would_be_served_and_what_not(shop: Shop, capsys: pyt
     assert not [name for name in rows if name.startswith("localhost/bootc-")]
 
 
-@pytest.mark.parametrize("address", ["", "5000", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:5000", "unix:/absent/x"])
+@pytest.mark.parametrize(
+    "address", ["", "5000", ":5000", "unix:", "127.0.0.1", "127.0.0.1:99999", "http://127.0.0.1:5000", "unix:/absent/x"]
+)
 def test_an_address_that_is_none_is_refused(shop: Shop, capsys: pytest.CaptureFixture[str], address: str) -> None:
     assert main(["--repo", str(shop.repo), "serve", "--listen", address]) in (1, 2)
     assert "listen" in capsys.readouterr().err
@@ -1008,7 +1010,7 @@ def test_without_the_http_library_the_command_says_how_to_get_it(
     assert main(["--repo", str(shop.repo), "serve"]) == 1
     said = capsys.readouterr().err
     assert "h11" in said
-    assert "pip install 'cfs-tags[serve]'" in said
+    assert "pip install h11" in said
     assert main(["--repo", str(shop.repo), "serve", "--list"]) == 0
 
 

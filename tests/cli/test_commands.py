@@ -105,6 +105,12 @@ def test_a_duration_is_numbers_with_units(run: Run, text: str) -> None:
     assert "--expires" in said.err
 
 
+def test_a_tag_that_goes_to_another_home_says_to_which(run: Run, web: str) -> None:
+    run("create", "x", WEB, "--private", ok=True)
+
+    assert run("create", "x", WEB, "--shared", ok=True).out == f"moved: x -> {web} (shared)\n"
+
+
 def test_a_tag_of_bootc_is_moved_only_where_its_owner_is_named(run: Run, facts: Any) -> None:
     name = f"localhost/bootc-{facts['deployments'][facts['rollback']]['manifest']}"
 
@@ -368,6 +374,10 @@ def test_rename_keeps_the_value(run: Run, web: str) -> None:
 
     assert run("resolve", "new", ok=True).out.strip() == web
     assert run("resolve", WEB).status == 3
+
+
+def test_renaming_a_tag_to_its_own_name_is_no_change(run: Run, web: str) -> None:
+    assert run("rename", WEB, WEB, ok=True).out == f"unchanged: {WEB} -> {web}\n"
 
 
 def test_rename_replaces_with_force_alone(run: Run, web: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -116,6 +116,30 @@ def test_names_that_a_shell_could_run_are_not_offered(shell: Shell, repo: Path, 
 
     assert shell.bash("show", "q") == [DB, WEB]
     assert shell.fish("show q") == [DB, WEB]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["list", "--owner", ""], ["app", "bootc", "deployment", "foreign"]),
+        (["list", "--format", "pod"], ["podman", "podman-json"]),
+        (["show", WEB, "--raw", "c"], ["config"]),
+        (["export", WEB, "oci:x", "--compress", ""], ["none", "gzip", "zstd"]),
+        (["lookup", "b"], ["booted"]),
+    ],
+    ids=" ".join,
+)
+def test_values_are_completed(shell: Shell, words: list[str], offered: list[str]) -> None:
+    assert shell.bash(*words)[: len(offered)] == offered
+
+
+@pytest.mark.parametrize(
+    "words", [["lookup"], ["bind"], ["retire"], ["create", "--deployment"], ["deployments", "--booted"]], ids=" ".join
+)
+def test_deployments_are_completed_before_they_have_refs(shell: Shell, facts: Any, words: list[str]) -> None:
+    booted = facts["booted"]
+
+    assert shell.bash(*words, booted[:5]) == [booted]
 
 
 @pytest.mark.parametrize("damage", ["nothing", "file", "meta"])

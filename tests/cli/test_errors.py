@@ -89,6 +89,7 @@ Case = tuple[str, int, Callable[[Path], None], list[str]]
 
 CASES: list[Case] = [
     ("command-line", 2, as_it_is, ["create", "x"]),
+    ("command-line", 2, as_it_is, ["list", "--system"]),
     ("command-line", 2, as_it_is, ["no-such-command"]),
     ("command-line", 2, as_it_is, ["list", "--no-such-option"]),
     ("command-line", 2, as_it_is, ["list", "--long=x"]),
@@ -228,6 +229,75 @@ def test_two_kinds_of_output_exclude_each_other(run: Run, words: list[str]) -> N
     said = run(*words)
 
     assert (said.status, said.json["error"]["code"]) == (2, "command-line")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["list", "--repo", "x"], "--repo stands before the command: cfs-tag --repo DIR list"),
+        (["show", WEB, "--user"], "--user stands before the command: cfs-tag --user show"),
+        (["--json", "list"], "--json stands behind the command: cfs-tag COMMAND --json"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_option_on_the_wrong_side_of_the_command_is_told_its_place(call: Run, words: list[str], said: str) -> None:
+    assert call(*words, "--json").json["error"]["message"] == said
+
+
+def test_the_help_of_the_command_is_named_whose_option_lacks_a_value(run: Run) -> None:
+    assert run("create", "--deployment").err.endswith("hint: 'cfs-tag create --help' shows how it is written\n")
+
+
+@pytest.mark.parametrize("words", [["rename", WEB, DB], ["create", WEB, DB]], ids=lambda words: words[0])
+def test_a_hint_names_options_that_the_command_has(run: Run, words: list[str]) -> None:
+    hint = run(*words).err.splitlines()[1]
+
+    help_text = run(words[0], "--help").out
+    assert all(word in help_text for word in hint.split() if word.startswith("--"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("1f0c9e", "@sha256:1f0c9e"), (f"app@sha256:{ZEROS}", f"@sha256:{ZEROS}"), ("absent", "'cfs-tag list'")]
+)
+def test_a_name_that_is_not_there_gets_a_hint_how_it_may_be_meant(run: Run, name: str, hint: str) -> None:
+    assert hint in run("show", name).err.splitlines()[1]
+
+
+@pytest.mark.parametrize("name", ["quay.io/apps/web", "web:1", "quay.io/app/web:1", "quay.io/apps/wbe:1"])
+def test_names_like_one_that_is_not_there_are_told(run: Run, name: str) -> None:
+    assert run("show", name).err.splitlines()[1].startswith(f"hint: there is {WEB}")
+    assert run("show", name, "--json").json["error"]["facts"]["near"][0] == WEB
+
+
+def test_a_deleted_tag_is_told_where_it_is_kept(run: Run) -> None:
+    run("delete", WEB, "--keep-for", "1h", ok=True)
+
+    assert run("show", WEB).err.splitlines()[1] == f"hint: there is @trash/{WEB}"
+
+
+def test_a_digest_that_is_none_is_refused_with_its_line(run: Run) -> None:
+    said = run("update", "--stdin", "--json", input=f"\nmove {WEB} {DB} sha256:abc\n".encode())
+
+    assert (said.status, said.json["error"]["code"], said.json["error"]["facts"]["line"]) == (2, "invalid-instruction", 2)
+
+
+def test_the_root_of_a_system_is_told_from_its_repository(call: Run, sysroot: Path) -> None:
+    said = call("--repo", sysroot, "list")
+
+    assert said.status == 3
+    assert "--sysroot" in said.err.splitlines()[0]
+
+
+@pytest.mark.parametrize("text", ["0", "0.5", "5s", "1m30s"])
+def test_a_time_out_is_seconds_or_a_duration(run: Run, text: str) -> None:
+    run("show", WEB, "--lock-timeout", text, ok=True)
+
+
+@pytest.mark.parametrize("text", ["", "x", "5x", "m", "-1", "nan", "1 m"])
+def test_another_time_out_is_refused_by_its_name(run: Run, text: str) -> None:
+    said = run("show", WEB, "--lock-timeout", text, "--json")
+
+    assert (said.status, said.json["error"]["facts"]["argument"]) == (2, "--lock-timeout")
 
 
 # -- what a table cannot say -------------------------------------------------------------------------------------------

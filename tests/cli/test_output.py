@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from cfs_tags.cli.screen import layout
 
 if TYPE_CHECKING:
     from cli.conftest import Run
@@ -149,11 +152,16 @@ def test_digests_are_whole_when_piped_and_short_on_a_terminal(repo: Path, run: R
     assert web[:19] in text
 
 
-@pytest.mark.parametrize("columns", [60, 80, 200])
-def test_a_table_fits_the_terminal(repo: Path, columns: int) -> None:
-    lines = without_styles(on_terminal(repo, "list", columns=columns)).split("\r\n")
+def test_a_collection_shows_how_far_it_is_on_a_terminal_alone(repo: Path, run: Run) -> None:
+    shown = on_terminal(repo, "gc")
+    assert re.search(r"Collecting.* 100%", without_styles(shown)), "how much of how much"
+    assert without_styles(shown).rstrip().splitlines()[-1].endswith("stay"), "and it is gone afterwards"
+    assert "Collecting" not in on_terminal(repo, "gc", "--dry-run")
+    assert json.loads(on_terminal(repo, "gc", "--json"))["command"] == "gc"
 
-    assert max(len(line) for line in lines) <= columns
+    piped = run("gc")
+    assert "Collecting" not in piped.out + piped.err
+    assert "\x1b" not in piped.out + piped.err
 
 
 def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +172,78 @@ def test_rows_are_the_same_whatever_the_width_of_a_pipe(run: Run, monkeypatch: p
     assert run("list", "--long", ok=True).raw == narrow
 
 
+TABLES = [["list"], ["list", "--long"], ["log"], ["log", WEB], ["df"], ["serve", "--list"], ["trash"], ["deployments"]]
+SENTENCES = re.compile("not read: |  --|Live: |Garbage: |[0-9a-f]{12}: |[0-9]+ of [0-9]+ have ")
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("words", TABLES, ids=" ".join)
+def test_a_table_fits_the_terminal_but_for_words_that_are_longer(repo: Path, run: Run, words: list[str], columns: int) -> None:
+    run("delete", WEB, "--keep-for", "1h", "--reason", "a reason that takes more than the room that there is", ok=True)
+
+    for line in without_styles(on_terminal(repo, *words, columns=columns)).split("\r\n"):
+        assert len(line) <= columns or " " not in line.strip() or SENTENCES.match(line), line
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+@pytest.mark.parametrize("words", TABLES[:3], ids=" ".join)
+def test_every_name_stands_on_a_terminal_in_one_piece(repo: Path, run: Run, facts: Any, words: list[str], columns: int) -> None:
+    names = [f"localhost/bootc-{image['manifest']}" for image in facts["deployments"].values()]
+    for name in names:
+        run("create", f"{name}-x", name, "--owner", "bootc", ok=True)
+
+    shown = without_styles(on_terminal(repo, *words, columns=columns)).split()
+    assert {f"{name}-x" for name in names} <= set(shown)
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_no_column_is_left_out_of_a_narrow_terminal(repo: Path, run: Run, columns: int) -> None:
+    headings = {"NAME", "DIGEST", "OWNER", "HOME", "CREATED", "PLATFORM", "LAYERS"}
+
+    assert headings <= set(without_styles(on_terminal(repo, "list", "--long", columns=columns)).split())
+
+
+def test_a_deployment_is_named_on_a_terminal_as_a_command_takes_it(repo: Path, run: Run, call: Run, sysroot: Path) -> None:
+    call("--sysroot", sysroot, "migrate", "--esp", "none", "--run", "none", "--booted", "none", ok=True)
+
+    listed = without_styles(on_terminal(repo, "list", "@deployment/*"))
+    name = next(word for word in listed.split() if word.startswith("@deployment/"))
+    assert len(name) == len("@deployment/") + 12
+    assert run("resolve", name, ok=True).out.startswith("sha256:")
+
+
+def test_a_chain_is_a_line_for_each_step_on_a_terminal(repo: Path, run: Run, web: str) -> None:
+    assert f"ref streams/refs/oci/quay.io%2Fapps%2Fweb:1 -> manifest oci-manifest-{web}" in run("why", WEB, ok=True).lines
+
+    lines = on_terminal(repo, "why", WEB).split("\r\n")
+    assert lines[:2] == ["ref streams/refs/oci/quay.io%2Fapps%2Fweb:1", f"  manifest oci-manifest-{web[:19]}"]
+
+
+def test_no_colour_means_no_styles(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "\x1b" in on_terminal(repo, "list")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    assert "\x1b" not in on_terminal(repo, "list")
+
+
+def test_a_remark_is_wrapped_between_words_below_its_heading() -> None:
+    lines = layout(("NAME", "NOTES"), [("a", "one two three four five six seven")], 26)
+
+    assert lines == ["NAME  NOTES", "a     one two three four", "      five six seven"]
+
+
+def test_wide_characters_take_two_columns() -> None:
+    lines = layout(("NAME", "OWNER"), [("\u6f22\u5b57", "x"), ("e\u0301", "y")], 40)
+
+    assert lines == ["NAME  OWNER", "\u6f22\u5b57  x", "e\u0301     y"]
+
+
 # -- outputs that fail -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", WEB, "--raw", "manifest"], ["list", "--json"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["list"], ["show", WEB, "--raw", "manifest"], ["list", "--json"], ["--version"], ["--help"], ["list", "-h"]]
+)
 def test_a_full_disk_is_an_error_and_no_traceback(repo: Path, words: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
@@ -177,6 +253,24 @@ def test_a_full_disk_is_an_error_and_no_traceback(repo: Path, words: list[str]) 
     assert done.returncode == 1
     assert done.stderr.startswith("cfs-tag: cannot write to standard output: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["list", "list --json", f"show {WEB}", f"create x {WEB}", "list --help", "resolve absent"])
+def test_a_closed_output_is_an_error_and_no_traceback(repo: Path, words: str) -> None:
+    command = f"{' '.join(program(repo))} {words} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=30, check=False)
+
+    assert done.returncode == (3 if "absent" in words else 1)
+    assert done.stderr.startswith("cfs-tag: ")
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+
+
+def test_closed_input_and_errors_are_no_error(repo: Path) -> None:
+    command = f"{' '.join(program(repo))} update --stdin <&- 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, cwd=ROOT, timeout=30, check=False)
+
+    assert (done.returncode, done.stdout) == (0, b"")
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", WEB, "--raw", "manifest"]], ids=" ".join)

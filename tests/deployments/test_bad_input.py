@@ -202,13 +202,13 @@ def test_what_is_no_id_is_a_usage_error_or_not_found(on: On, two: Host, text: st
     assert on(two, "lookup", "--", text).status in (2, 3)
 
 
-def test_booted_takes_a_whole_id_only(on: On, two: Host) -> None:
+def test_booted_takes_a_whole_id_or_the_start_of_one_that_is_there(on: On, two: Host) -> None:
     two.booted = "ab" * 32
 
     said = on(two, "deployments")
 
     assert said.status == 2
-    assert "those have 128 digits" in said.err
+    assert "whole ids have 128 digits" in said.err
 
     two.booted = "z" * 128
     assert on(two, "deployments").status == 2

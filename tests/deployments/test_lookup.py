@@ -10,6 +10,7 @@ import pytest
 from support.sysroots import BOOTC, Host, imginfo_text, origin_text
 
 if TYPE_CHECKING:
+    from cli.conftest import Run
     from deployments.conftest import Hosts, On
 
 
@@ -226,6 +227,24 @@ def test_a_deployment_is_named_by_id_prefix_or_boot_entry(on: On, three: Host, m
     prefix = three.id("old")[:6]
     for word in (three.id("old"), prefix, f"@deployment/{prefix}", entry, f"./{entry.name}", entry.name):
         assert on(three, "lookup", word, "--json").result["id"] == three.id("old")
+
+
+def test_the_name_of_a_boot_entry_means_the_active_one(
+    on: On, three: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = three.boot_entries("same", "old")[1]
+    monkeypatch.chdir(tmp_path)
+
+    assert on(three, "lookup", entry.name, "--json").result["id"] == three.id("old")
+    assert on(three, "lookup", "absent.conf").status == 3
+
+
+def test_the_booted_deployment_is_named_by_the_start_of_its_id(call: Run, three: Host) -> None:
+    words = ["--sysroot", three.root, "lookup", "booted", "--json", "--esp", "none", "--run", "none", "--booted"]
+
+    assert call(*words, three.id("old")[:8]).result["id"] == three.id("old")
+    assert call(*words, "0123abcd").status == 2
+    assert call(*words, "xyz").status == 2
 
 
 def test_a_prefix_of_several_exits_2_with_all_of_them(on: On, three: Host) -> None:

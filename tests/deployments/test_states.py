@@ -225,6 +225,16 @@ def test_the_row_says_state_ref_and_health(on: On, made: Host, case: Case) -> No
     assert tree(made.root) == before
 
 
+def test_a_boot_directory_that_was_not_read_is_no_sign_that_nothing_boots_it(on: On, hosts_of: Hosts) -> None:
+    host = hosts_of()
+    deploy("old")(host)
+
+    said = on(host, "deployments", "--boot", str(host.root / "absent"), "--json")
+
+    assert {code for row in said.result["deployments"] for code in codes(row)} >= {"boot-entry-unknown"}
+    assert "no-boot-entry" not in said.out
+
+
 def test_the_look_up_names_manifest_and_source(on: On, made: Host, case: Case) -> None:
     deployed = made.pool.images[case.image]
 

@@ -167,6 +167,13 @@ def test_directories_that_others_use_stay(on: On, three: Host) -> None:
     assert not (three.repo / "images/refs/cfs-tags").exists()
 
 
+def test_force_is_refused_where_nothing_is_undone(on: On, three: Host) -> None:
+    said = on(three, "migrate", "--force")
+
+    assert said.status == 2
+    assert "--force is for --undo" in said.err
+
+
 def test_nothing_to_undo_is_not_found(on: On, three: Host) -> None:
     said = on(three, "migrate", "--undo", "--json")
 

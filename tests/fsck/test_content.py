@@ -12,6 +12,7 @@ import pytest
 
 from cfs_tags.fsck import objects
 from cfs_tags.fsck.repair import repair
+from cfs_tags.repo import verity
 from cfs_tags.repo.store import Repository
 from cfs_tags.values import ObjectId
 from fsck.damage import APP, HOST, SMALL, check, codes, facts, failing, flip, link, measure, put, relink, stream
@@ -151,10 +152,10 @@ def test_so_is_a_link_and_nothing_is_taken_out_for_it(repo: Path, tree: str) -> 
 # -- fs-verity: the file systems of test machines seldom have it, so the kernel's answer is made ---------------------------
 
 
-def _kernel(repo: Path, answers: dict[str, str | None]) -> Callable[[int, object], str | None]:
+def _kernel(repo: Path, answers: dict[str, str | None]) -> Callable[[int], str | None]:
     """Answers as the kernel does for files that were measured when they were stored; ``answers`` for single objects."""
 
-    def digest(fd: int, algorithm: object) -> str | None:
+    def digest(fd: int) -> str | None:
         path = Path(os.readlink(f"/proc/self/fd/{fd}"))
         name = path.parent.name + path.name
         return answers.get(name, name)
@@ -163,7 +164,7 @@ def _kernel(repo: Path, answers: dict[str, str | None]) -> Callable[[int, object
 
 
 def test_a_secure_repository_whose_objects_have_their_digests_is_healthy(repo: Path) -> None:
-    with patch.object(objects, "verity_digest", _kernel(repo, {})):
+    with patch.object(verity, "verity_digest", _kernel(repo, {})):
         assert check(repo).findings == ()
 
 
@@ -171,7 +172,7 @@ def test_an_object_without_fs_verity_in_a_secure_repository_is_found(repo: Path)
     path = _file(repo)
     name = path.parent.name + path.name
 
-    with patch.object(objects, "verity_digest", _kernel(repo, {name: None})):
+    with patch.object(verity, "verity_digest", _kernel(repo, {name: None})):
         assert failing(repo) == [("no-verity", _name(path))]
 
 
@@ -179,7 +180,7 @@ def test_an_object_that_was_measured_as_something_else_is_found(repo: Path) -> N
     path = _file(repo)
     name = path.parent.name + path.name
 
-    with patch.object(objects, "verity_digest", _kernel(repo, {name: "0" * 128})):
+    with patch.object(verity, "verity_digest", _kernel(repo, {name: "0" * 128})):
         assert failing(repo) == [("wrong-verity-digest", _name(path))]
 
 
@@ -187,14 +188,23 @@ def test_a_flipped_block_that_the_kernel_does_not_notice_is_found_by_reading(rep
     path = _file(repo)
     flip(path)
 
-    with patch.object(objects, "verity_digest", _kernel(repo, {})):
+    with patch.object(verity, "verity_digest", _kernel(repo, {})):
         assert failing(repo) == []
         assert ("wrong-object-digest", _name(path)) in failing(repo, content=True)
 
 
+def test_without_meta_json_the_objects_tell_that_each_needs_fs_verity(repo: Path) -> None:
+    path = sorted((repo / "objects").glob("*/*"))[-1]
+    name = path.parent.name + path.name
+    (repo / "meta.json").unlink()
+
+    with patch.object(verity, "verity_digest", _kernel(repo, {name: None})):
+        assert ("no-verity", _name(path)) in failing(repo)
+
+
 def test_without_fs_verity_on_meta_json_no_object_needs_it(repo: Path) -> None:
     with Repository.open(repo) as opened:
-        assert not objects.is_secure(opened)
+        assert not opened.is_secure
         fd = opened.open_object(ObjectId(_file(repo).parent.name + _file(repo).name), "test")
-        assert objects.verity_digest(fd, opened.algorithm) is None
+        assert verity.verity_digest(fd) is None
         os.close(fd)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 
+from deployments.conftest import fill_three
 from support import stock
-from support.garbage import add_foreign, copy_of, fill_pool
+from support.garbage import add_foreign, copy_of, fill_pool, settle
 from support.peers import Cfsctl
+from support.sysroots import Host, Pool, fill_hosts, new_host
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +25,23 @@ def ram() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def pools(cfsctl: Cfsctl, ram: Path) -> Callable[[str], Path]:
-    """The pool of an algorithm (see :func:`support.garbage.fill_pool`); only ever copied."""
+    """The pool of an algorithm (see :func:`support.garbage.fill_pool`); only ever copied.
 
-    def get(algorithm: str) -> Path:
-        path = ram / algorithm / "composefs"
+    ``sha512`` has EROFS images of version 1, ``sha512 erofs 2`` of that version, ``sha512 erofs 1 2`` of both.
+    """
+
+    def get(kind: str) -> Path:
+        algorithm, _, versions = kind.partition(" erofs ")
+        default, *extra = (versions or "1").split()
+        path = ram / kind.replace(" ", "-") / "composefs"
         if not path.exists():
             path.mkdir(parents=True)
-            cfsctl(None, "init", "--insecure", "--algorithm", f"fsverity-{algorithm}-12", path)
+            words = ("--algorithm", f"fsverity-{algorithm}-12", "--erofs-version", default)
+            cfsctl(None, "init", "--insecure", *words, path)
+            if extra:  # no option of cfsctl says so
+                meta = json.loads((path / "meta.json").read_text())
+                meta["erofs_formats"]["extra"] = [int(version) for version in extra]
+                (path / "meta.json").write_text(json.dumps(meta))
             fill_pool(cfsctl, path)
             add_foreign(path)
         return path
@@ -53,3 +66,17 @@ def fresh(pools: Callable[[str], Path], ram: Path, request: pytest.FixtureReques
 def repo(fresh: Callable[[], Path]) -> Path:
     """A copy of the sha512 pool."""
     return fresh()
+
+
+@pytest.fixture(scope="session")
+def host_pool(cfsctl: Cfsctl, tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    """The repository of a host: see :func:`support.sysroots.fill_hosts`."""
+    return fill_hosts(cfsctl, tmp_path_factory.mktemp("gc-hosts"))
+
+
+@pytest.fixture
+def three(host_pool: Pool, tmp_path: Path) -> Host:
+    """A host with three deployments."""
+    host = fill_three(new_host(tmp_path / "host", host_pool))
+    settle()
+    return host

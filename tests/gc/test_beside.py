@@ -382,7 +382,7 @@ def test_nothing_live_is_lost_and_nobody_waits_for_ever(cfsctl: Cfsctl, tmp_path
     cfsctl(repo, "oci", "pull", f"oci:{layout}:app-0", "held")
     seconds = soak_seconds()
 
-    roles: Sequence[str] = ["puller", "puller", "puller", "tagger", "tagger", "gc", "gc"]
+    roles: Sequence[str] = ["puller", "puller", "puller", "tagger", "tagger", "gc", "gc", "stock gc"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     started = time.monotonic()
     processes = [
@@ -409,7 +409,8 @@ def test_nothing_live_is_lost_and_nobody_waits_for_ever(cfsctl: Cfsctl, tmp_path
     assert all(one["longest"] < support.soak.DEADLINE for one in said)
     collected = [one["done"] for one, role in zip(said, roles, strict=True) if role == "gc"]
     assert sum(done["collections"] for done in collected) > 2
-    assert sum(done["objects"] for done in collected) > 10
+    assert sum(done["objects"] for done in collected) > 0
+    assert sum(one["done"].get("stock collections", 0) for one in said) > 0
     time.sleep(1.1)  # the last leases run out
     with Repository.open(repo, write=True) as opened:
         result = gc.collect(opened)

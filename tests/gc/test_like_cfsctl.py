@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -21,11 +22,28 @@ from support.stock import refs
 Fresh = Callable[[], Path]
 
 
-@pytest.mark.parametrize("algorithm", ["sha512", "sha256"])
+def erofs_versions(repo: Path) -> set[int]:
+    """Of its images (composefs-rs 0.9.4, ``erofs/format.rs``: magic, version, flags, version of composefs)."""
+    found = [struct.unpack("<4I", (repo / "images" / name).read_bytes()[:16]) for name in names(repo, "images")]
+    assert {magic for magic, *_ in found} == {0xD078629A}
+    return {version for *_, version in found}
+
+
+@pytest.mark.parametrize(
+    ("kind", "versions"),
+    [
+        ("sha512", {1}),
+        ("sha256", {1}),
+        ("sha512 erofs 2", {2}),
+        ("sha256 erofs 2", {2}),
+        ("sha512 erofs 1 2", {1, 2}),
+    ],
+)
 def test_the_same_tree_is_left_whatever_refs_there_are(
-    algorithm: str, pools: Callable[[str], Path], cfsctl: Cfsctl, ram: Path
+    kind: str, versions: set[int], pools: Callable[[str], Path], cfsctl: Cfsctl, ram: Path
 ) -> None:
-    pool = pools(algorithm)
+    pool = pools(kind)
+    assert erofs_versions(pool) == versions
     all_refs = sorted(refs(pool))
     streams = sorted(names(pool, "streams"))
     images = sorted(names(pool, "images"))
@@ -35,7 +53,7 @@ def test_the_same_tree_is_left_whatever_refs_there_are(
     @settings(max_examples=12, phases=(Phase.explicit, Phase.generate))
     @given(st.data())
     def check(data: st.DataObject) -> None:
-        home = ram / f"like-{algorithm}-{next(numbers)}"
+        home = ram / f"like-{kind}-{next(numbers)}"
         mine = copy_of(pool, home / "mine")
         for ref in data.draw(st.sets(st.sampled_from(all_refs)), "refs that go"):
             (mine / ref).unlink()
@@ -76,6 +94,39 @@ def test_nothing_is_left_where_there_is_no_ref(repo: Path, cfsctl: Cfsctl) -> No
     assert object_paths(repo) == {}
     assert names(repo, "streams") == names(repo, "images") == set()
     assert removed_nothing(cfsctl(repo, "--no-upgrade", "gc").stdout)
+
+
+@pytest.mark.parametrize("algorithm", ["sha512", "sha256"])
+def test_where_nothing_is_left_meta_json_tells_the_algorithm(
+    pools: Callable[[str], Path], fresh: Callable[[Path], Path], cfsctl: Cfsctl, algorithm: str
+) -> None:
+    """One from before composefs-rs 0.7: without objects nobody could open it again.  cfsctl writes the file at any time."""
+    mine = fresh(pools(algorithm))
+    (mine / "meta.json").unlink()
+    theirs = copy_of(mine, mine.with_name("theirs"))
+    for tree in ("streams", "images"):
+        shutil.rmtree(mine / tree / "refs")
+    before = outside_state(mine)
+
+    planned = plan(mine)
+    assert outside_state(mine) == before
+    done = collect(mine)
+    cfsctl(theirs, "gc")
+
+    assert (planned.meta, done.meta) == (True, True)
+    assert object_paths(mine) == {}
+    assert (mine / "meta.json").read_bytes() == (theirs / "meta.json").read_bytes()
+    again = collect(mine)
+    assert (again.swept, again.meta, plan(mine).meta) == (gc.Swept(), False, False)
+    assert removed_nothing(cfsctl(mine, "--no-upgrade", "gc").stdout)
+
+
+def test_a_meta_json_that_is_there_stays_as_it_is(fresh: Fresh) -> None:
+    path = fresh()
+    text = (path / "meta.json").read_text().replace('"compatible": []', '"compatible": ["something"]', 1)
+    (path / "meta.json").write_text(text)
+    assert not collect(path).meta
+    assert (path / "meta.json").read_text() == text
 
 
 def test_a_repository_that_is_empty_is_collected(new_repo: Callable[[], Path]) -> None:

@@ -18,8 +18,8 @@ from cfs_tags.repo.lock import Lock
 from cfs_tags.sysroot import SysrootView
 from cfs_tags.values import Algorithm
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
-from deployments.conftest import fill_three, view_of
-from support.collecting import collect, plan
+from deployments.conftest import view_of
+from support.collecting import collect, plan, unresolve
 from support.garbage import (
     add_artifact,
     add_stream,
@@ -38,7 +38,7 @@ from support.garbage import (
 from support.peers import Cfsctl
 from support.peers_beside import hold_shared
 from support.stock import before_call, refs
-from support.sysroots import Host, Pool, fill_hosts, new_host
+from support.sysroots import Host
 
 Fresh = Callable[..., Path]
 
@@ -233,6 +233,23 @@ def test_a_ref_of_others_that_is_called_like_one_of_a_referrer_is_not_pruned(rep
     assert (repo / ref).is_symlink()
 
 
+@pytest.mark.parametrize("kind", ["leases", "trash"])
+def test_a_dry_run_knows_that_a_subject_was_here_which_only_the_ref_tells_that_runs_out(repo: Path, kind: str) -> None:
+    """The run has it from the log, where it has just written down that the ref went."""
+    before = referrers(repo)
+    gone = f"sha256:{'ef' * 32}"
+    of_gone = add_artifact(repo, "of what is gone", gone)
+    link_of(repo, f"streams/refs/cfs-tags/{kind}/20200101T000000Z.1/name", f"oci-manifest-{gone}")
+    settle()
+
+    planned = plan(repo, prune_referrers=True)
+    done = collect(repo, prune_referrers=True)
+
+    assert planned.changes == done.changes
+    assert planned.swept == done.swept != gc.Swept()
+    assert referrers(repo) == before - {of_gone}
+
+
 def test_the_signature_of_what_a_root_keeps_is_not_pruned(repo: Path) -> None:
     before = referrers(repo)
     one = f"oci-manifest-{manifest_of(repo, 'one')}"
@@ -267,18 +284,6 @@ def test_the_signature_of_what_gets_a_tag_just_now_is_not_pruned(repo: Path, cfs
 # -- deployments -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def host_pool(cfsctl: Cfsctl, tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    return fill_hosts(cfsctl, tmp_path_factory.mktemp("gc-hosts"))
-
-
-@pytest.fixture
-def three(host_pool: Pool, tmp_path: Path) -> Host:
-    host = fill_three(new_host(tmp_path / "host", host_pool))
-    settle()
-    return host
-
-
 def on(host: Host, **options: object) -> gc.GcResult:
     view = view_of(host)
     planned = plan(host.repo, view, **options)
@@ -308,18 +313,6 @@ def test_the_ref_of_a_deployment_that_is_gone_is_retired_and_its_content_collect
     assert [row.id for row in done.retired.rows if row.done == "retired"] == [three.id("old")]
     assert three.missing("old")
     assert [three.missing(name) for name in ("same", "new")] == [[], []]
-
-
-def unresolve(host: Host, *names: str) -> None:
-    """Nothing says any more which manifest a deployment was made from."""
-    host.untag_bootc()
-    for name in names:
-        for stream in host.pool.images[name].streams[:2]:
-            (host.repo / "streams" / stream).unlink()
-        for path in host.state(name).glob("*.origin"):
-            path.unlink()
-        for path in host.state(name).glob("*.imginfo"):
-            path.unlink()
 
 
 def test_a_deployment_that_cannot_be_resolved_stops_a_collection(three: Host) -> None:
@@ -444,6 +437,81 @@ def test_a_full_disk_keeps_what_would_have_been_adopted(three: Host) -> None:
     assert three.missing_of_app(next(iter(three.pool.apps)))
     on(three)
     assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+
+
+@pytest.fixture
+def unseen(three: Host, call: Run) -> Path:  # noqa: F811
+    """bootc's repository as a bind mount shows it: its state directories are not beside it.  ``old`` has no tag of bootc's."""
+    tag = three.repo / f"streams/refs/oci/localhost%2Fbootc-{three.pool.images['old'].manifest}"
+    tag.unlink()
+    return three.repo.rename(three.root.parent / "bound-here")
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_bootcs_repository_without_its_sysroot_is_not_collected_where_a_deployment_may_go(
+    three: Host,
+    unseen: Path,
+    call: Run,  # noqa: F811
+    words: tuple[str, ...],
+) -> None:
+    before = outside_state(unseen)
+
+    said = call("--repo", unseen, "gc", "--json", *words)
+
+    assert (said.status, said.json["error"]["code"]) == (4, "sysroot-unseen")
+    assert three.id("old") in said.json["error"]["facts"]["images"]
+    assert "--sysroot DIR" in said.json["error"]["hint"]
+    assert outside_state(unseen) == before
+
+
+def test_unless_its_deployments_do_not_matter(
+    three: Host,
+    unseen: Path,
+    call: Run,  # noqa: F811
+    cfsctl: Cfsctl,
+) -> None:
+    theirs = copy_of(unseen, unseen.with_name("theirs"))
+    planned = call("--repo", unseen, "gc", "--no-sysroot", "--dry-run", "--json").json
+    done = call("--repo", unseen, "gc", "--no-sysroot", "--json").json
+    cfsctl(theirs, "--no-upgrade", "gc")
+    assert planned["result"]["images"] == done["result"]["images"] > 0
+    assert planned["warnings"] == done["warnings"] == []
+    assert outside_state(unseen) == outside_state(theirs)
+
+
+def test_nor_is_anything_adopted_where_there_is_a_sysroot_that_does_not_matter(three: Host, call: Run) -> None:  # noqa: F811
+    three.untag_bootc()
+    for where in (("--repo", three.repo), ("--sysroot", three.root)):
+        said = call(*where, "gc", "--no-sysroot", "--dry-run", "--json").json["result"]
+        assert said["adopted"] == []
+        assert said["images"] > 0
+    said = call("--repo", three.repo, "gc", "--no-sysroot", "--image-only")
+    assert (said.status, "--image-only and --no-sysroot exclude each other" in said.err) == (2, True)
+
+
+def test_bootcs_repository_in_which_every_image_has_a_ref_is_collected_and_that_it_was_not_looked_for_is_said(
+    three: Host,
+    call: Run,  # noqa: F811
+) -> None:
+    on(three)
+    for tag in three.pool.apps:
+        three.untag(tag)
+    path = three.repo.rename(three.root.parent / "bound-here")
+
+    said = call("--repo", path, "gc", "--json").json
+
+    assert said["result"]["images"] > 0, "app images have some, too, which are nobody's deployment"
+    assert [warning["code"] for warning in said["warnings"]] == ["sysroot-unseen"]
+    assert "no deployment is adopted or retired" in call("--repo", path, "gc").err
+
+
+def test_a_repository_of_app_images_is_never_asked_for_a_sysroot(fresh: Fresh, call: Run) -> None:  # noqa: F811
+    path = fresh()
+    for ref in refs(path):
+        (path / ref).unlink()
+    said = call("--repo", path, "gc", "--json")
+    assert (said.status, said.json["warnings"]) == (0, [])
+    assert said.json["result"]["images"] > 0
 
 
 @pytest.mark.parametrize("name", ["life-staged", "life-finalized", "life-rebooted", "life-rolled-back"])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -16,14 +18,29 @@ import pytest
 
 from cfs_tags import Repository, gc, tagging
 from cfs_tags.errors import SystemFailure
+from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.lock import Lock
-from support.collecting import collect, plan
-from support.garbage import add_artifact, copy_of, manifest_of, model, names, object_paths, outside_state, random_bytes, settle
+from deployments.conftest import view_of
+from support.collecting import collect, plan, unresolve
+from support.garbage import (
+    add_artifact,
+    add_stream,
+    copy_of,
+    manifest_of,
+    model,
+    names,
+    object_paths,
+    outside_state,
+    random_bytes,
+    settle,
+)
 from support.images import Layer, build_image, directory, file, pull_image
-from support.interrupt import Interruption, count_calls, every_stop, failed_after, kill_after, stopped_after
+from support.interrupt import EVERY_STOP, Interruption, every_stop, failed_after, kill_after, stopped_after
 from support.peers import Cfsctl
 from support.stock import disk_full_after, hard_copy, refs
+from support.sysroots import Host
+from support.trees import copy_tree
 
 Fresh = Callable[..., Path]
 PAST = "20200101T000000Z"
@@ -56,6 +73,13 @@ def manifest_of_stream(path: Path) -> str:
 OPTIONS = {"prune_referrers": True}
 
 
+def assert_sound(path: Path, cfsctl: Cfsctl) -> None:
+    """Both programs' checks find nothing, and the stock collector would run."""
+    cfsctl.assert_healthy(path)
+    with Repository.open(path) as repo:
+        assert [one for one in fsck(repo).findings if one.severity == "error"] == []
+
+
 @pytest.mark.parametrize("how", [stopped_after, kill_after, failed_after(errno.EIO)])
 def test_the_next_collection_comes_to_the_same_end(
     littered: Path, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
@@ -76,24 +100,136 @@ def test_the_next_collection_comes_to_the_same_end(
         path = attempt.subject
         assert broken_links(path) == []
         assert live <= set(object_paths(path))
-        if attempt.number % 7 == 0:
-            cfsctl(path, "--no-upgrade", "fsck", check=True)
-            cfsctl(path, "--no-upgrade", "gc", "-n")
+        if EVERY_STOP or attempt.number % (3 if how is kill_after else 11) == 0:
+            assert_sound(path, cfsctl)
         collect(path, **OPTIONS)
         assert outside_state(path) == wanted, attempt.number
     cfsctl(path, "--no-upgrade", "gc")
     assert outside_state(path) == wanted
 
 
-def test_links_go_first_and_are_on_disk_before_the_first_object(littered: Path) -> None:
-    with count_calls() as calls:
-        collect(littered)
-    swept = [(name, args) for name, args in calls.made if name in ("remove", "sync")]
-    links = [at for at, (name, args) in enumerate(swept) if name == "remove" and str(args[1]).count("/") == 1]
-    objects = [at for at, (name, args) in enumerate(swept) if name == "remove" and "/" not in str(args[1])]
-    synced = [at for at, (name, args) in enumerate(swept) if name == "sync" and args[1:] == ("streams",)]
-    assert links
-    assert max(links) < min(at for at in synced if at > max(links)) < min(objects)
+def test_so_does_one_after_a_kill_that_was_to_free_so_many_bytes(
+    littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "PAUSE", 0)
+    end = copy_of(littered, ram / "free-end")
+    some = collect(end, **OPTIONS).swept.allocated // 2
+    wanted = outside_state(end)
+    live = model(end, cfsctl).objects
+
+    def prepare(number: int) -> Path:
+        path = hard_copy(littered, ram / "free-attempt")
+        time.sleep(0.012)
+        return path
+
+    for attempt in every_stop(prepare, lambda path: collect(path, free_bytes=some, **OPTIONS), kill_after, sample=5):
+        path = attempt.subject
+        assert broken_links(path) == []
+        assert live <= set(object_paths(path))
+        assert_sound(path, cfsctl)
+        assert collect(path, free_bytes=some, **OPTIONS).swept.objects > 0, attempt.number
+        collect(path, **OPTIONS)
+        assert outside_state(path) == wanted, attempt.number
+
+
+def test_so_does_one_after_a_kill_that_keeps_what_is_young(
+    littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two streams without a ref, one over the other, as a program leaves them that is not done."""
+    monkeypatch.setattr(gc, "PAUSE", 0)
+
+    def prepare(number: int) -> tuple[Path, float]:
+        path = hard_copy(littered, ram / "grace-attempt")
+        time.sleep(0.15)
+        between = time.time()
+        time.sleep(0.15)
+        inner = add_stream(path, "young-inner", objects=[random_bytes("young inner", 800)], content_type=0x99)
+        add_stream(path, "young-outer", objects=[random_bytes("young", 700)], named={"inner": inner}, content_type=0x99)
+        return path, between
+
+    def act(subject: tuple[Path, float]) -> gc.GcResult:
+        path, between = subject
+        return collect(path, grace=time.time() - between, **OPTIONS)
+
+    end = prepare(-1)
+    young = outside_state(end[0]) - outside_state(littered)
+    assert act(end).swept.objects > 0
+    wanted = outside_state(end[0])
+    assert young <= wanted
+    assert len([path for path in young if path.startswith("objects/")]) == 4
+    live = model(end[0], cfsctl).objects
+
+    for attempt in every_stop(prepare, act, kill_after, sample=5):
+        path, _ = attempt.subject
+        assert broken_links(path) == []
+        assert young <= outside_state(path)
+        assert live <= set(object_paths(path))
+        assert_sound(path, cfsctl)
+        act(attempt.subject)
+        assert outside_state(path) == wanted, attempt.number
+
+
+def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
+    three: Host, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "PAUSE", 0)
+    unresolve(three, "old", "new")
+    for tag in three.pool.apps:
+        three.untag(tag)
+
+    def prepare(number: int) -> Host:
+        host = replace(three, root=ram / "image-only-attempt")
+        if host.root.exists():
+            shutil.rmtree(host.root)
+        copy_tree(three.root, host.root)
+        time.sleep(0.012)
+        return host
+
+    def act(host: Host) -> gc.GcResult:
+        return collect(host.repo, lambda: view_of(host), image_only=True)
+
+    end = prepare(-1)
+    assert act(end).swept.objects > 0
+    wanted = outside_state(end.repo)
+    live = model(end.repo, cfsctl).objects
+    assert len([ref for ref in refs(end.repo) if ref.startswith("images/refs/cfs-tags/deployments/")]) == 3
+
+    for attempt in every_stop(prepare, act, kill_after, sample=5):
+        host = attempt.subject
+        assert broken_links(host.repo) == []
+        assert live <= set(object_paths(host.repo))
+        assert [host.missing("same"), host.missing("old", image_only=True), host.missing("new", image_only=True)] == [[]] * 3
+        assert_sound(host.repo, cfsctl)
+        act(host)
+        assert outside_state(host.repo) == wanted, attempt.number
+
+
+@pytest.mark.parametrize("how", [stopped_after, kill_after])
+def test_a_repository_without_meta_json_can_be_opened_wherever_its_last_collection_stopped(
+    fresh: Fresh, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gc, "PAUSE", 0)
+    source = fresh()
+    for ref in refs(source):
+        if "referrers" not in ref:
+            (source / ref).unlink()
+    collect(source)  # few objects: each is a copy
+    for ref in refs(source):
+        (source / ref).unlink()
+    (source / "meta.json").unlink()
+
+    def prepare(number: int) -> Path:
+        path = hard_copy(source, ram / "no-meta-attempt")
+        time.sleep(0.012)
+        return path
+
+    for attempt in every_stop(prepare, collect, how):
+        assert (attempt.subject / "meta.json").exists() or object_paths(attempt.subject).keys() == object_paths(source).keys()
+        with Repository.open(attempt.subject) as repo:
+            assert repo.algorithm.value == "sha512"
+        collect(attempt.subject)
+    assert object_paths(attempt.subject) == {}
+    cfsctl(attempt.subject, "--no-upgrade", "fsck")
 
 
 @pytest.mark.parametrize("tag", ["two", "host-new"])
@@ -199,10 +335,14 @@ def test_a_disk_that_is_really_full_is_collected(small_disk: Path, cfsctl: Cfsct
         rest.writelines(b"x" * 4096 for _ in range(1000))
     settle()
 
+    (path / "meta.json").unlink()
+
     done = collect(path)
 
     assert done.swept.objects > 40
     assert object_paths(path) == {}
+    assert done.meta
+    cfsctl(path, "--no-upgrade", "fsck")
 
 
 def test_what_cannot_be_helped_is_said(littered: Path) -> None:

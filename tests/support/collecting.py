@@ -12,8 +12,9 @@ import pytest
 from cfs_tags import Repository, gc
 from cfs_tags.repo.lock import Lock
 from cfs_tags.sysroot import SysrootView
+from support.sysroots import Host
 
-__all__ = ["at_slice", "collect", "plan", "removed_nothing"]
+__all__ = ["at_slice", "collect", "plan", "removed_nothing", "unresolve"]
 
 
 def collect(path: Path, view: Callable[[], SysrootView] | None = None, **options: Any) -> gc.GcResult:
@@ -47,3 +48,15 @@ def at_slice(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], 
 def removed_nothing(said: str) -> bool:
     """Whether ``cfsctl gc`` says that there was nothing to do."""
     return all(int(number) == 0 for number in re.findall(r"\d+", re.sub(r"\(.*?\)", "", said)))
+
+
+def unresolve(host: Host, *names: str) -> None:
+    """Nothing says any more which manifest a deployment was made from."""
+    host.untag_bootc()
+    for name in names:
+        for stream in host.pool.images[name].streams[:2]:
+            (host.repo / "streams" / stream).unlink()
+        for path in host.state(name).glob("*.origin"):
+            path.unlink()
+        for path in host.state(name).glob("*.imginfo"):
+            path.unlink()

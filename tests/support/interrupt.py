@@ -23,6 +23,7 @@ from unittest.mock import patch
 from cfs_tags.repo import fsops
 
 __all__ = [
+    "EVERY_STOP",
     "Attempt",
     "Calls",
     "Interruption",
@@ -37,6 +38,9 @@ __all__ = [
     "torn_after",
     "torn_kill_after",
 ]
+
+EVERY_STOP = os.environ.get("CFS_TAGS_EVERY_STOP") == "1"
+"""Whether samples are not enough: the long form."""
 
 _TORN = {"append": 2, "create_file": 2, "write": 1}
 """Functions that a crash can leave half done, and which argument has their bytes."""
@@ -207,6 +211,8 @@ def every_stop(
     act: Callable[[Subject], object],
     how: Interruption = stopped_after,
     limit: int = 500,
+    *,
+    sample: int = 1,
 ) -> Iterator[Attempt[Subject]]:
     """Run ``act`` once for each point where it can be interrupted, and at last to its end.
 
@@ -216,11 +222,12 @@ def every_stop(
         how: :func:`stopped_after`, :func:`torn_after`, :func:`kill_after`, :func:`torn_kill_after` or a result of
             :func:`failed_after`.
         limit: more changes than that are a mistake in the test.
+        sample: interrupt at one point of so many only, unless ``CFS_TAGS_EVERY_STOP`` is set (``make soak`` does).
 
     Yields:
         each attempt after it ended; the last one is the only one that was not interrupted.
     """
-    for number in range(limit):
+    for number in range(0, limit, 1 if EVERY_STOP else sample):
         subject = prepare(number)
         interrupted = how(number, lambda subject=subject: act(subject))  # type: ignore[misc]
         yield Attempt(number, subject, interrupted)

@@ -4,6 +4,7 @@
 puller    pulls, tags and untags by the real cfsctl, makes images of directories; looks that what it tagged is whole
 tagger    makes, moves and deletes tags by cfs-tag: shared, private, leases that run out at once, trash
 gc        collects again and again, in slices of a few objects
+stock gc  collects by the real cfsctl, which waits for the others for as long as they take
 ========  ==========================================================================================================
 
 Prints what it did as JSON and ends with status 0; anything that is wrong ends it with a traceback.
@@ -46,18 +47,18 @@ class Role:
         """Work until the time is over."""
         while time.monotonic() < self.end:
             started = time.monotonic()
-            self.step()
-            self.longest = max(self.longest, time.monotonic() - started)
+            waits = self.step() or 1
+            self.longest = max(self.longest, (time.monotonic() - started) / waits)
 
-    def step(self) -> None:
-        """Do one thing."""
+    def step(self) -> int | None:
+        """Do one thing; returns how often it waited for a lock, where that is not once."""
         raise NotImplementedError
 
-    def cfsctl(self, *words: str) -> None:
+    def cfsctl(self, *words: str, timeout: float = DEADLINE) -> None:
         """Run the real one."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.layout.parent), "TMPDIR": str(self.layout.parent)}
         command = [self._cfsctl, "--repo", str(self.repo), *words]
-        done = subprocess.run(command, capture_output=True, timeout=DEADLINE, env=environment, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=timeout, env=environment, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
@@ -149,8 +150,8 @@ class Tagger(Role):
 class Collector(Role):
     """See above."""
 
-    def step(self) -> None:
-        """Collect, in very small slices."""
+    def step(self) -> int:
+        """Collect, in very small slices; none of its waits may be longer than the deadline."""
         gc.SLICE = self.random.choice([0.001, 0.005, 0.02])
         gc.BATCH = self.random.choice([1, 2, 5])
         gc.THREADS = self.random.choice([1, 2, 8])
@@ -164,12 +165,25 @@ class Collector(Role):
         self.done["objects"] += made.swept.objects
         self.done["links"] += made.swept.streams + made.swept.images
         time.sleep(self.random.uniform(0, 0.05))
+        return made.slices + 2
+
+
+class StockCollector(Role):
+    """See above."""
+
+    def run(self) -> None:
+        """Work until the time is over.  How long a step takes says nothing: it is waiting for all the others at once."""
+        while (left := self.end - time.monotonic()) > 0:
+            # one that is killed while it deletes leaves names without objects: when the others are done it gets its lock
+            self.cfsctl("gc", timeout=left + DEADLINE)
+            self.done["stock collections"] += 1
+            time.sleep(self.random.uniform(4, 8))  # something is left for ours
 
 
 def main() -> None:
     """Play the role."""
     role, repo, seconds, seed, cfsctl, layout = sys.argv[1:]
-    made = {"puller": Puller, "tagger": Tagger, "gc": Collector}[role](
+    made = {"puller": Puller, "tagger": Tagger, "gc": Collector, "stock gc": StockCollector}[role](
         Path(repo), float(seconds), int(seed), cfsctl, Path(layout)
     )
     made.run()

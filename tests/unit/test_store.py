@@ -407,7 +407,7 @@ def test_a_repository_that_is_read_has_no_method_that_changes_it() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in dir(kind) if not name.startswith("_")}
 
-    assert public(WriteRepo) - public(ReadRepo) == {"add_object", "add_stream", "is_secure", "make_directories"}
+    assert public(WriteRepo) - public(ReadRepo) == {"add_object", "add_stream", "make_directories", "write_meta"}
 
 
 def test_a_repository_opened_for_reading_cannot_be_written(stocked: Path) -> None:
@@ -479,7 +479,7 @@ def test_without_permission_to_read_the_system_says_no(reachable: Path) -> None:
 
     assert (said["code"], said["status"]) == ("system-failure", 1)
     assert said["text"] == f"cannot open {reachable}: Permission denied"
-    assert said["hint"] == "run it as the owner of the repository, or as root"
+    assert said["hint"] == "run it as the owner, or as root"
 
 
 @root_only
@@ -691,6 +691,22 @@ def test_a_repository_beside_state_deploy_is_bootcs(repo: Path) -> None:
         assert mine.is_bootc
         assert mine.sysroot is not None
         assert os.path.samefile(mine.sysroot, repo.parent)
+
+
+@pytest.mark.parametrize(
+    "ref", [f"streams/refs/oci/localhost%2Fbootc-sha256:{'00' * 32}", f"images/refs/cfs-tags/deployments/{'00' * 64}"]
+)
+def test_seen_through_a_bind_mount_it_is_bootcs_by_its_refs(repo: Path, ref: str) -> None:
+    others = ["localhost%2Fbootc-backup", "localhost%2Fapp", "docker:%2F%2Fquay.io%2Flocalhost%2Fbootc-sha256:00"]
+    (repo / "streams/refs/oci").mkdir(parents=True)
+    for name in others:
+        (repo / "streams/refs/oci" / name).symlink_to("../../anything")
+    with Repository.open(repo) as mine:
+        assert not mine.is_bootc
+        (repo / ref).parent.mkdir(parents=True, exist_ok=True)
+        (repo / ref).symlink_to("../../anything")
+        assert mine.is_bootc
+        assert mine.sysroot is None
 
 
 def test_a_repository_with_a_containers_storage_is_bootcs(repo: Path) -> None:

@@ -527,7 +527,7 @@ def test_a_batch_is_done_together(stocked: Path, repo: WriteRepo, one: str, two:
         ("verify old @{two}", "expectation-failed", 4),
         ("verify old absent", "expectation-failed", 4),
         ("verify new @{two}", "invalid-instruction", 2),
-        ("verify old sha256:12", "invalid-digest", 2),
+        ("verify old sha256:12", "invalid-instruction", 2),
         ("create x absent", "tag-not-found", 3),
         ("create @x @{two}", "invalid-tag-name", 2),
         ("create new @{two}", "invalid-instruction", 2),

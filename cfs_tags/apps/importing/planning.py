@@ -55,7 +55,7 @@ def plan(repo: ReadRepo, source: Source, name: str | None, options: Options) -> 
     """
     tag = name if name is not None else source.name
     if tag is None:
-        raise InvalidArgument(argument="NAME", value="", reason="is needed: the source does not say what the image is called")
+        raise InvalidArgument(argument="SOURCE", value=source.text, reason="says no name of the image: give it a NAME")
     if tags.find(repo, tag) is None:
         tag = TagName.parse(tag)
     chosen = choose(source, options)

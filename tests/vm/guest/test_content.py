@@ -61,6 +61,15 @@ def test_objects_and_streams_that_we_add_are_guarded_by_the_digest_that_names_th
     assert "streams: 1/1 ok" in said
 
 
+def test_without_meta_json_the_objects_tell_that_what_we_add_is_to_be_guarded(shop: Shop) -> None:
+    """As they tell cfsctl, when it makes the file."""
+    (shop.path / "meta.json").unlink()
+    with Repository.open(shop.path, write=True) as repo:
+        assert repo.is_secure
+        repo.add_object(random_bytes("new", 5000))
+    assert unguarded(shop.path) == []
+
+
 @pytest.mark.parametrize("found", ["without fs-verity", "guarded as something else"])
 def test_an_object_that_the_kernel_does_not_guard_is_replaced_when_it_is_stored_again(
     cfs_tag: Run, cfsctl: Cfsctl, empty: NewRepo, found: str

@@ -27,6 +27,23 @@ def test_we_collect_what_cfsctl_collects(cfs_tag: Run, cfsctl: Cfsctl, shop: Sho
     cfsctl.assert_healthy(ours)
 
 
+def test_where_nothing_is_left_meta_json_says_that_the_repository_is_secure(cfs_tag: Run, cfsctl: Cfsctl, shop: Shop) -> None:
+    ours = shop.path
+    theirs = guarded_copy(ours, ours.with_name(f"{ours.name}-theirs"))
+    for path in (ours, theirs):
+        (path / "meta.json").unlink()
+
+    cfs_tag(ours, "delete", "first", "second")
+    assert cfs_tag(ours, "gc", "--json").result["meta_json"]
+    cfsctl(theirs, "gc")
+
+    assert objects_of(ours) == {}
+    assert (ours / "meta.json").read_bytes() == (theirs / "meta.json").read_bytes()
+    assert verity_of(ours / "meta.json") == verity_of(theirs / "meta.json")
+    assert verity_of(ours / "meta.json") is not None
+    cfsctl(ours, "--no-upgrade", "--require-verity", "fsck")
+
+
 def test_the_kernel_mounts_what_is_left_and_reads_all_of_it_guarded(
     cfs_tag: Run, cfsctl: Cfsctl, shop: Shop, mounted: Path
 ) -> None:
