@@ -23,7 +23,7 @@ from threading import Condition
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import tags
-from cfs_tags.deploying import GRACE, adopt, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
+from cfs_tags.deploying import GRACE, name_configs, plan_adoption, plan_parts, plan_retire, retire, unnamed_configs
 from cfs_tags.errors import (
     BrokenRoots,
     CfsTagsError,
@@ -90,8 +90,9 @@ class GcOptions(NamedTuple):
 
     ``roots`` are names in ``streams/`` or ``images/`` that stay; ``free_bytes`` stops when so much was freed (allocated
     bytes); ``grace`` keeps what is younger, in seconds; ``prune_referrers`` removes referrers of dead subjects;
-    ``keep_broken`` goes on where something could not be followed; ``image_only`` keeps the EROFS image alone of a
-    deployment that cannot be resolved; ``no_sysroot`` collects bootc's repository without a look at its deployments.
+    ``keep_broken`` goes on where something could not be followed, unless the system does not give it; ``image_only`` keeps
+    the EROFS image alone of a deployment that cannot be resolved; ``no_sysroot`` collects bootc's repository without a look
+    at its deployments.
     """
 
     roots: tuple[str, ...] = ()
@@ -157,7 +158,7 @@ def plan(repo: ReadRepo, options: GcOptions = GcOptions(), view: SysrootView | N
     """What :func:`collect` would do now; the repository lock is held shared meanwhile by the caller.
 
     Raises:
-        BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for.
+        BrokenRoots: something that a ref leads to cannot be followed, and ``keep_broken`` was not asked for, or does not help.
         UnresolvedDeployment: a deployment has no ref and cannot be given one, and ``image_only`` was not asked for.
         SysrootUnseen: no ``view`` of bootc's repository, and ``no_sysroot`` was not asked for.
     """
@@ -227,7 +228,8 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
     A deployment whose ref has the manifest is resolved, and one with the image alone was decided about before.
 
     Raises:
-        UnresolvedDeployment: there are others, and ``image_only`` is not set; names all of them.
+        UnresolvedDeployment: there are others, and ``image_only`` is not set, or their images have lost their links; names
+            all of them.
         PlaceUnread: the state directories could not be read, so that nobody knows which deployments there are.
     """
     for place in view.unread:
@@ -237,6 +239,7 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
     changes = list(adoption.changes)
     ids = list(adoption.ids)
     unresolved = []
+    unlinked = []
     for name in view.seen:
         if name in adoption.ids:
             continue
@@ -252,6 +255,8 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         try:
             parts = plan_parts(repo, name, None, "adopt")
         except IncompleteTarget:
+            if here:  # its image has lost its link, so that no ref can be made to it, and is content all the same
+                unlinked.append(name)
             continue  # without an EROFS image there is nothing that a ref could keep
         if parts:
             changes.extend(parts)
@@ -260,6 +265,9 @@ def plan_deployments(repo: ReadRepo, view: SysrootView, *, image_only: bool = Fa
         others = [f"so it is with {name}" for name in unresolved[1:]]
         notes = ("it has no ref and none can be made, so that its content would be collected", *others)
         raise UnresolvedDeployment(deployment=unresolved[0], notes=notes)
+    if unlinked:
+        lost = [f"images/{name} is gone, and its object is there: make the link again" for name in unlinked]
+        raise UnresolvedDeployment(deployment=unlinked[0], notes=tuple(lost))
     return adoption._replace(changes=tuple(changes), ids=tuple(ids))
 
 
@@ -306,7 +314,9 @@ def _mark(
 
 
 def _refuse_broken(marker: Marker, options: GcOptions) -> None:
-    if not options.keep_broken and (problems := marker.found()):
+    """Stop where something is broken; with ``keep_broken`` only where nobody knows what it leads to, and so what is dead."""
+    problems = [problem for problem in marker.found() if problem.unreadable or not options.keep_broken]
+    if problems:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
@@ -338,8 +348,9 @@ def _prune(repo: ReadRepo, snapshot: Snapshot, marker: Marker, gone: Sequence[Re
 
 def _subject(path: str) -> str | None:
     """The digest that a referrer is about, by its path; None for other refs."""
-    top, _, rest = path[: len(layout.REFERRERS)], path[len(layout.REFERRERS) :][:1], path[len(layout.REFERRERS) + 1 :]
-    return rest.partition("/")[0] if top == layout.REFERRERS and "/" in rest else None
+    start = f"{layout.REFERRERS}/"
+    subject, slash, _ = path[len(start) :].partition("/")
+    return subject if path.startswith(start) and slash else None
 
 
 def _subject_lives(repo: ReadRepo, snapshot: Snapshot, marker: Marker, path: str) -> bool:
@@ -579,10 +590,13 @@ def _collect(
         if full:
             unmade = wanted.changes
         else:
-            if options.image_only:
-                made, _ = refs.transact(repo, lambda: plan_deployments(repo, view, image_only=True), note, timeout)
-            else:
-                made = adopt(repo, view, note=note, timeout=timeout)
+            made, _ = refs.transact(
+                repo,
+                lambda: plan_deployments(repo, view, image_only=options.image_only),
+                note,
+                timeout,
+                prepare=lambda plan: name_configs(repo, plan.changes),
+            )
             adopted = made.ids
             retired = retire(repo, read_view, grace=options.retire_grace, note=note, timeout=timeout)
             changes.extend([*made.changes, *retired.changes])

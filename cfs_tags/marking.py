@@ -11,7 +11,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, FormatError, InvalidDigest, NotALink, UnsupportedError
+from cfs_tags.errors import (
+    BadRefLink,
+    CfsTagsError,
+    DamagedError,
+    FormatError,
+    InvalidDigest,
+    SystemFailure,
+    UnsupportedError,
+)
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.inventory import Keys, names_of_objects, object_directories
 from cfs_tags.processes import in_processes, processors
@@ -38,10 +46,14 @@ MOST_REFS = 100
 
 
 class Problem(NamedTuple):
-    """Something that a collector had to follow and could not, and the refs that need it: at most :data:`MOST_REFS` of them."""
+    """Something that a collector had to follow and could not, and the refs that need it: at most :data:`MOST_REFS` of them.
+
+    ``unreadable``: it is there and the system would not give it, so that nobody knows what it leads to.
+    """
 
     message: str
     refs: tuple[str, ...]
+    unreadable: bool = False
 
 
 class Snapshot(NamedTuple):
@@ -105,12 +117,14 @@ class Marker:
         self._repo = repo
         self._snapshot = snapshot
         self._linked: set[str] | None = None
-        self._broken: dict[str, Callable[[], None]] = {}
+        self._broken: dict[str, list[Callable[[], None]]] = {}
+        self._unreadable: set[str] = set()
         self._parents: dict[str, set[str]] = {}
         self._streams: set[ObjectId] = set()
         self._images: set[ObjectId] = set()
         self._erofs: set[ObjectId] = set()
         self._unneeded: set[str] = set()
+        self._needed: set[str] = set()
         self._pending: list[tuple[ObjectId, str]] = []
         self._unread: list[tuple[ObjectId, str]] = []
 
@@ -122,10 +136,12 @@ class Marker:
         self._snapshot = snapshot
         self._linked = None
         broken, self._broken = self._broken, {}
+        self._unreadable.clear()
         for what in broken:
             del self.problems[what]
-        for again in broken.values():
-            again()
+        for ways in broken.values():
+            for again in ways:
+                again()
         self._follow()
 
     def mark(self, roots: Iterable[tuple[str, str]]) -> None:
@@ -153,8 +169,7 @@ class Marker:
                     object_id = layout.object_of_link(link, self._repo.algorithm, path)
                 except DamagedError:
                     continue  # it leads to no object
-                if not needed:
-                    self._unneeded.add(path)
+                (self._needed if needed else self._unneeded).add(path)
                 if tree == layout.STREAMS:
                     self._stream(object_id, path)
                 else:
@@ -167,7 +182,7 @@ class Marker:
         for what, message in sorted(self.problems.items()):
             needed_by = self._refs_of(what)
             if needed_by:
-                found.append(Problem(message, needed_by))
+                found.append(Problem(message, needed_by, what in self._unreadable))
         return tuple(found)
 
     def keep_unnamed(self) -> None:
@@ -195,15 +210,17 @@ class Marker:
         self._follow()
 
     def _is_stream(self, object_id: ObjectId) -> bool:
-        """Whether an object begins as a splitstream does."""
+        """Whether an object begins as a splitstream does; True also of one that cannot be read."""
         try:
             fd = self._repo.open_object(object_id, "a look at it")
-        except CfsTagsError:
+        except DamagedError:
             return False
+        except SystemFailure:
+            return True
         try:
             return splitstream.looks_like_one(os.read(fd, 32))
         except OSError:
-            return False
+            return True
         finally:
             os.close(fd)
 
@@ -214,29 +231,44 @@ class Marker:
             self._linked = {link[start:].replace("/", "") for link in self._snapshot.streams.values()}
         return self._linked
 
-    def _fail(self, what: str, message: str, again: Callable[[], None]) -> None:
-        """Note that something cannot be followed, and how to try it once more."""
-        self.problems[what] = message
-        self._broken[what] = again
+    def _fail(self, what: str, error: CfsTagsError | str, again: Callable[[], None]) -> None:
+        """Note that something cannot be followed, and how to try it once more: an object may be followed in several ways."""
+        self.problems[what] = error if isinstance(error, str) else error.message
+        self._broken.setdefault(what, []).append(again)
+        if isinstance(error, SystemFailure):
+            self._unreadable.add(what)
 
     def _root(self, path: str, link: str) -> None:
-        tree = path.partition("/")[0]
+        problem: CfsTagsError | str
         try:
-            if not link:
-                raise NotALink(path=path, found="something else")
+            if not link:  # it is none, or the system did not give it
+                link = self._repo.read_link(path) or ""
+                if not link:
+                    return  # it went
             name = layout.ref_target(path, link)
-            target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
-            if target is None:  # a listing may miss what is renamed while it is read
-                target = self._repo.read_link(f"{tree}/{name}")
-            if target is not None:
-                object_id = layout.object_of_link(target, self._repo.algorithm, f"{tree}/{name}")
-                (self._stream if tree == layout.STREAMS else self._image)(object_id, path)
+            if self._leads(path, name):
                 return
-            message = f"{path} is dangling: {tree}/{name} is not there"
+            problem = f"{path} is dangling: {path.partition('/')[0]}/{name} is not there"
+        except BadRefLink as error:
+            problem = error.reason
+            with suppress(DamagedError):  # the peers' collectors take its last part for a name: what that leads to stays
+                self._leads(path, link.rpartition("/")[2])
         except CfsTagsError as error:
-            message = error.message if not isinstance(error, BadRefLink) else error.reason
+            problem = error
         self._parents.setdefault(path, set()).add(path)
-        self._fail(path, message, partial(self._root, path, link))
+        self._fail(path, problem, partial(self._root, path, link))
+
+    def _leads(self, path: str, name: str) -> bool:
+        """Mark what a ref leads to, by its name in ``streams/`` or ``images/``; False where there is no such name."""
+        tree = path.partition("/")[0]
+        target = (self._snapshot.streams if tree == layout.STREAMS else self._snapshot.images).get(name)
+        if target is None:  # a listing may miss what is renamed while it is read
+            target = self._repo.read_link(f"{tree}/{name}")
+        if target is None:
+            return False
+        object_id = layout.object_of_link(target, self._repo.algorithm, f"{tree}/{name}")
+        (self._stream if tree == layout.STREAMS else self._image)(object_id, path)
+        return True
 
     def _stream(self, object_id: ObjectId, parent: str) -> None:
         self._parents.setdefault(object_id, set()).add(parent)
@@ -258,7 +290,7 @@ class Marker:
             try:
                 node = read_node(self._repo, object_id, why)
             except CfsTagsError as error:
-                self._fail(object_id, error.message, partial(self._pending.append, (object_id, why)))
+                self._fail(object_id, error, partial(self._pending.append, (object_id, why)))
                 if isinstance(error, FormatError | UnsupportedError):
                     self._salvage(object_id, why)
                 continue
@@ -270,7 +302,7 @@ class Marker:
         for (object_id, why), (table, problem) in in_processes(self._read_images, _both, images, processors(), 2).items():
             self.live.add(object_id)
             self.live.update(table)
-            if problem:
+            if problem is not None:
                 self._fail(object_id, problem, partial(self._unread.append, (object_id, why)))
 
     def _salvage(self, object_id: ObjectId, why: str) -> None:
@@ -283,18 +315,20 @@ class Marker:
         size = self._repo.algorithm.size
         for at in range(0, len(streams), size):
             child = ObjectId.of_bytes(streams[at : at + size])
-            if self._is_stream(child):
+            if child in self._linked_objects() or self._is_stream(child):
                 self._stream(child, object_id)
 
-    def _read_images(self, images: Sequence[tuple[ObjectId, str]]) -> dict[tuple[ObjectId, str], tuple[bytes, str]]:
+    def _read_images(
+        self, images: Sequence[tuple[ObjectId, str]]
+    ) -> dict[tuple[ObjectId, str], tuple[bytes, CfsTagsError | None]]:
         """For each image the digests of what it needs, raw, and what is wrong with it."""
         found = {}
         for image in images:
-            table, problem = b"", ""
+            table, problem = b"", None
             try:
                 table = read_image_refs(self._repo, *image)
             except CfsTagsError as error:
-                problem = error.message
+                problem = error
                 if isinstance(error, FormatError):  # what text in it still names stays
                     table = scan_image_refs(self._repo, *image)
             found[image] = table, problem
@@ -337,7 +371,7 @@ class Marker:
             if current in seen:
                 continue
             seen.add(current)
-            if "/" in current and current not in self._unneeded:
+            if "/" in current and (current in self._needed or current not in self._unneeded):
                 found.add(current)
             pending.extend(self._parents.get(current, ()))
         return tuple(sorted(found))

@@ -123,7 +123,7 @@ class Links:
                 continue
             try:
                 object_id = repo.stream_object(ContentId.trusted(name))
-            except DamagedError as error:
+            except (DamagedError, SystemFailure) as error:
                 self.problems[name] = error.message
                 continue
             if object_id is not None:

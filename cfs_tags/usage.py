@@ -90,7 +90,8 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
     Raises:
         TagNotFound: there is no such tag.
     """
-    groups = _groups(repo, changes)
+    links = _links(repo, changes)
+    groups = _groups(links)
     gone = _gone(groups, without)
     reach = _Reach(repo)
     for bit, group in enumerate(groups):
@@ -105,7 +106,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
         _total(sums, lambda mask: True),
         dead,
         linked,
-        tuple(reach.problems),
+        (*(f"{path} is no link" for path, link in links.items() if link == ""), *reach.problems),
     )
 
 
@@ -117,9 +118,16 @@ class _Group(NamedTuple):
     targets: frozenset[tuple[str, str]]
 
 
-def _groups(repo: ReadRepo, changes: Iterable[RefChange]) -> list[_Group]:
-    links = dict(entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in refs.walk(repo, tree))
+def _links(repo: ReadRepo, changes: Iterable[RefChange]) -> dict[str, str | None]:
+    """All refs as they will be; the empty text for what is no link, None for one that goes."""
+    links: dict[str, str | None] = {
+        path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in refs.walk(repo, tree)
+    }
     links.update((change.path, change.new) for change in changes)
+    return links
+
+
+def _groups(links: Mapping[str, str | None]) -> list[_Group]:
     targets: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for path, link in links.items():
         if link:

@@ -86,7 +86,9 @@ def explain(repo: ReadRepo, text: str, path: str | None = None, changes: Iterabl
     links = Links(repo)
     wanted = _content(repo, text, path) if path is not None else _meant(repo, links, text)
     search = _Search(repo, links, wanted)
-    links_of = dict(entry for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for entry in refs.walk(repo, tree))
+    links_of: dict[str, str | None] = {
+        path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in refs.walk(repo, tree)
+    }
     changed = list(changes)
     links_of.update((change.path, change.new) for change in changed)
     # streams/ before images/
@@ -165,6 +167,9 @@ class _Search:
     def _top(self, ref: str, link: str | None) -> Iterator[tuple[str, str, ObjectId]]:
         """The path of a ref, the name that it leads to, and the object of that."""
         if link is None:
+            return
+        if not link:
+            self.problems[ref] = f"{ref} is no link"
             return
         try:
             name = layout.ref_target(ref, link)

@@ -146,7 +146,7 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
     for change in made.changes:
         if change.action in ("expire", "prune"):
             output.lines([f"{would}removed: {printable(change.path)} ({change.action}d)"])
-    _list_problems(made.problems)
+    _list_problems((problem.message, problem.refs) for problem in made.problems)
     swept = made.swept
     output.lines(
         [

@@ -123,15 +123,18 @@ def planned_changes(
 ) -> tuple[tuple[RefChange, ...], tuple[str, ...]]:
     """The changes of refs that a collection would make first, and why it would stop, where it would."""
     from cfs_tags import gc
-    from cfs_tags.errors import UnresolvedDeployment
+    from cfs_tags.errors import PlaceUnread, UnresolvedDeployment
 
     view = None
     if session.sysroot is not None or repo.sysroot is not None:
         view = view_of(session, repo, boot, esp, run, booted)
-    try:
-        return gc.plan_refs(repo, view).changes, ()
-    except UnresolvedDeployment as error:
-        return gc.plan_refs(repo, view, image_only=True).changes, (error.message,)
+    problems: tuple[str, ...] = ()
+    for image_only in (False, True):
+        try:
+            return gc.plan_refs(repo, view, image_only=image_only).changes, problems
+        except (PlaceUnread, UnresolvedDeployment) as error:
+            problems = problems or (error.message,)
+    return gc.plan_refs(repo, None).changes, problems
 
 
 def row_facts(row: Deployment) -> dict[str, Any]:

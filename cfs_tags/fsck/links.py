@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import FormatError, InvalidDigest, NotALink
+from cfs_tags.errors import FormatError, InvalidDigest, NotALink, SystemFailure
 from cfs_tags.formats import layout
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.values import ObjectId
@@ -87,6 +87,8 @@ def read_link(repo: ReadRepo, path: str, findings: list[Finding]) -> ObjectId | 
         findings.append(finding("not-a-link", path, f"it is {error.found}"))
     except FormatError as error:
         findings.append(finding("bad-object-link", path, f"it leads to {error.found}, which is no object"))
+    except SystemFailure as error:
+        findings.append(finding("unreadable", path, error.reason))
     return None
 
 

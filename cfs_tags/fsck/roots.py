@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import BadRefLink, FormatError
+from cfs_tags.errors import BadRefLink, FormatError, NotALink, SystemFailure
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
@@ -92,7 +92,7 @@ class _Checker:
         if not is_utf8(path):
             self._add("undecodable-ref", path, "its name is not UTF-8")
         if link is None:
-            self._add("not-a-link", path, "it is no link")
+            self._no_link(path)
             return
         if path.startswith(f"{layout.SHARED_TAGS}/") and path.rpartition("/")[2].startswith(_LEFT_OVER):
             self._add("left-over-link", path, "left over from an interrupted cfsctl: a tag, and a root")
@@ -105,6 +105,16 @@ class _Checker:
             self._tag(path, name, tag)
         elif path.startswith(f"{layout.REFERRERS}/"):
             self._referrer(path, name)
+
+    def _no_link(self, path: str) -> None:
+        try:
+            self._repo.read_link(path)
+        except SystemFailure as error:
+            self._add("unreadable", path, error.reason)
+            return
+        except NotALink:
+            pass
+        self._add("not-a-link", path, "it is no link")
 
     def _target(self, path: str, link: str) -> str | None:
         """The name that a ref leads to, where it leads to something that is there."""

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from cfs_tags.fsck import objects
+from cfs_tags.fsck.repair import repair
 from cfs_tags.repo import verity
 from cfs_tags.repo.store import Repository
 from cfs_tags.values import ObjectId
@@ -120,6 +121,32 @@ def test_what_the_system_cannot_read_is_a_finding(repo: Path, number: int) -> No
 
     assert _name(path) in [one.path for one in found]
     assert os.strerror(number) in found[0].message
+
+
+@pytest.mark.parametrize("tree", ["streams", "images", "streams/refs"])
+def test_so_is_a_link_and_nothing_is_taken_out_for_it(repo: Path, tree: str) -> None:
+    host = os.readlink(repo / "streams/refs/oci" / HOST.replace("/", "%2F")).rpartition("/")[2]
+    image = next((repo / "images/refs/cfs-tags/deployments").iterdir()).name
+    path = {
+        "streams": f"streams/{host}",
+        "images": f"images/{image}",
+        "streams/refs": f"streams/refs/cfs-tags/configs/{image}",
+    }[tree]
+    original = os.readlink
+
+    def fail(name: object, **keywords: object) -> object:
+        if str(name).endswith(path) or (str(name) == image and tree == "streams/refs"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(name))
+        return original(name, **keywords)  # type: ignore[call-overload]
+
+    with patch.object(os, "readlink", fail):
+        found = facts(repo, "unreadable")
+        with Repository.open(repo, write=True) as opened:
+            done = repair(opened, owners=("bootc", "deployment", "foreign"), jobs=1)
+
+    assert path in [one.path for one in found]
+    assert done.plan.empty
+    assert failing(repo) == []
 
 
 # -- fs-verity: the file systems of test machines seldom have it, so the kernel's answer is made ---------------------------

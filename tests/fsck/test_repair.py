@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from cfs_tags import gc, tagging
 from cfs_tags.errors import BrokenRoots, CfsTagsError, ExpectationFailed, LockTimeout
 from cfs_tags.formats import splitstream
 from cfs_tags.fsck.repair import Repaired, repair
-from cfs_tags.repo import reflog
+from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.store import Repository, WriteRepo
 from fsck.damage import APP, HOST, SMALL, check, codes, cut, drop, failing, flip, link, manifest, relink, stream
 from support.garbage import add_stream
@@ -66,6 +67,26 @@ def test_a_link_whose_object_is_there_is_made_again(repo: Path, cfsctl: Cfsctl, 
     assert failing(repo, content=True) == []
     assert cfsctl(repo, "gc").returncode == 0
     assert failing(repo, content=True) == []
+
+
+def test_what_a_link_leads_to_is_on_disk_before_the_link_is_made(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash may have left objects that are not."""
+    drop(repo / stream(repo, HOST, "layer"))
+    calls: list[str] = []
+
+    def record(name: str) -> None:
+        original = getattr(fsops, name)
+
+        def recorded(*words: Any) -> Any:
+            calls.append(name)
+            return original(*words)
+
+        monkeypatch.setattr(fsops, name, recorded)
+
+    record("sync_filesystem")
+    record("make_link")
+    mend(repo)
+    assert calls == ["sync_filesystem", "make_link"]
 
 
 def test_a_collector_would_have_taken_what_is_behind_a_missing_link(repo: Path, cfsctl: Cfsctl) -> None:
@@ -138,6 +159,20 @@ def test_a_link_to_something_that_is_not_whole_is_not_made_and_no_ref_is_taken_o
     assert done.plan.empty
     assert tree(repo, exclude=["cfs-tags"]) == before
     assert path in {one.path for one in done.findings if one.fails} or kind == "manifest"
+
+
+@pytest.mark.parametrize("kind", ["layer", "config", "manifest", "image"])
+def test_a_link_to_a_stream_or_image_of_another_digest_is_not_made(repo: Path, kind: str) -> None:
+    """It can be read, and what it says may be wrong: a stream's flags are nobody's, as what stands before the superblock."""
+    path = image_link(repo) if kind == "image" else stream(repo, HOST, kind, 1)
+    flip(link(repo, path), 500 if kind == "image" else 12)
+    drop(repo / path)
+    before = tree(repo, exclude=["cfs-tags"])
+
+    done = mend(repo, "bootc", "deployment")
+
+    assert done.plan.links == ()
+    assert tree(repo, exclude=["cfs-tags"]) == before
 
 
 def _blob(repo: Path) -> tuple[str, str]:

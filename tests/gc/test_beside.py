@@ -19,11 +19,25 @@ import pytest
 import support.soak
 from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots
+from cfs_tags.formats import fsverity
+from cfs_tags.marking import Marker
 from cfs_tags.repo import fsops
 from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import Lock
+from cfs_tags.values import Algorithm
 from support.collecting import at_slice, collect, removed_nothing
-from support.garbage import HOSTS, link_of, manifest_of, model, names, object_of, object_paths, outside_state
+from support.garbage import (
+    HOSTS,
+    add_stream,
+    link_of,
+    manifest_of,
+    model,
+    names,
+    object_of,
+    object_paths,
+    outside_state,
+    settle,
+)
 from support.images import Image, app_image, base_layer, random_bytes
 from support.peers import Cfsctl
 from support.stock import refs
@@ -173,6 +187,28 @@ def test_a_pull_at_any_moment_of_marking_is_no_dangling_ref(
     assert set(object_paths(dead)) >= model(dead, cfsctl).objects
 
 
+def test_a_listing_that_misses_what_is_renamed_meanwhile_is_no_dangling_ref(
+    fresh: Fresh, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull puts a new link in the place of the old one; a directory that is read then may show neither."""
+    path = fresh()
+    wanted = model(path, cfsctl).objects
+    manifest = f"oci-manifest-{manifest_of(path, 'one')}"
+    original = Directory.names
+    missed = []
+
+    def names_of(self: Directory, directory: str) -> list[str] | None:
+        found = original(self, directory)
+        if directory == "streams" and found and not missed:
+            missed.append(found.remove(manifest))
+        return found
+
+    monkeypatch.setattr(Directory, "names", names_of)
+    collect(path)
+    assert missed
+    assert wanted == set(object_paths(path))
+
+
 @pytest.mark.parametrize("number", [2, 6, 10, 14])
 def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
     dead: Path,
@@ -204,6 +240,68 @@ def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
     assert wanted <= set(object_paths(dead))
     cfsctl(dead, "--no-upgrade", "gc")
     assert wanted <= set(object_paths(dead))
+
+
+def in_one_directory(count: int) -> list[bytes]:
+    """Contents of objects of one directory."""
+    found: dict[str, list[bytes]] = {}
+    number = 0
+    while True:
+        data = random_bytes(f"one directory {number}", 200)
+        mine = found.setdefault(str(fsverity.measure(data, Algorithm.SHA512))[:2], [])
+        mine.append(data)
+        if len(mine) == count:
+            return mine
+        number += 1
+
+
+@pytest.mark.parametrize("deleted", [1, 4])
+def test_what_comes_alive_in_a_directory_that_is_half_done_stays(
+    dead: Path, monkeypatch: pytest.MonkeyPatch, small_slices: None, deleted: int
+) -> None:
+    """What is dead in a directory is known from before; a pull finds the rest of it there and stores nothing anew."""
+    files = in_one_directory(6)
+    add_stream(dead, "taken", objects=files)
+    ours = {str(fsverity.measure(data, Algorithm.SHA512)) for data in files}
+    settle()
+    original, remove = Lock.hold, fsops.remove
+    left: list[int] = []
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == "." and not left and len(ours & set(object_paths(dead))) <= 6 - deleted:
+            left.append(len(ours & set(object_paths(dead))))
+            add_stream(dead, "again", objects=files)
+            link_of(dead, "streams/refs/other/again", "again")
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fsops, "remove", slowly)
+    monkeypatch.setattr(Lock, "hold", hold)
+    collect(dead)
+
+    assert left
+    assert left[0] > 0
+    assert ours <= set(object_paths(dead))
+
+
+def test_an_object_that_is_written_while_marks_are_made_stays(dead: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody who has not named it yet."""
+    written: list[str] = []
+    original = Marker.mark
+
+    def mark(self: Marker, *words: Any) -> None:
+        original(self, *words)
+        if not written:
+            with Repository.open(dead, write=True) as other:
+                written.append(str(other.add_object(random_bytes("young", 300))))
+            settle()
+
+    monkeypatch.setattr(Marker, "mark", mark)
+    collect(dead)
+    assert written[0] in object_paths(dead)
 
 
 def test_nobody_deletes_without_the_lock_wherever_an_interrupt_comes(dead: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cfs_tags import gc
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.marking import MOST_REFS
+from cfs_tags.repo import fsops
+from cfs_tags.repo.lock import Lock
 from support.collecting import at_slice, collect, plan
-from support.garbage import add_stream, content, link_of, manifest_of, model, names, object_of, object_paths, settle
+from support.garbage import (
+    add_stream,
+    content,
+    link_of,
+    manifest_of,
+    model,
+    names,
+    object_of,
+    object_paths,
+    outside_state,
+    parse_stream,
+    settle,
+)
 from support.peers import Cfsctl
 from support.stock import refs
 
@@ -21,6 +39,10 @@ def keep_only(repo: Path, ref: str) -> None:
     for other in refs(repo):
         if other != ref:
             (repo / other).unlink()
+
+
+def named_by(repo: Path, object_id: str) -> dict[str, str]:
+    return parse_stream(content(repo, object_id).read_bytes(), 64).named
 
 
 # -- what still leads somewhere ----------------------------------------------------------------------------------------
@@ -78,12 +100,110 @@ def test_a_manifest_that_lost_its_link_stays_for_its_ref(repo: Path, cfsctl: Cfs
     assert len(object_paths(repo)) < before, "and the rest goes"
 
 
-def test_a_signature_stays_while_its_subject_may_be_what_is_broken(repo: Path) -> None:
-    (repo / "streams" / f"oci-manifest-{manifest_of(repo, 'one')}").unlink()
+@pytest.mark.parametrize("tree", ["streams", "images"])
+@pytest.mark.parametrize("link", ["../../../{tree}/{name}", "../{name}", "/sysroot/composefs/{tree}/{name}"])
+def test_a_ref_that_is_written_otherwise_keeps_what_cfsctl_takes_it_for(
+    repo: Path, cfsctl: Cfsctl, tree: str, link: str
+) -> None:
+    """cfsctl looks at the last part of the link alone."""
+    cfsctl(repo, "--no-upgrade", "gc")
+    ref = {"streams": "streams/refs/oci/one", "images": "images/refs/tree/named"}[tree]
+    kept = model(repo, cfsctl, [ref]).objects
+    keep_only(repo, ref)
+    name = os.path.basename(os.readlink(repo / ref))
+    (repo / ref).unlink()
+    (repo / ref).symlink_to(link.format(tree=tree, name=name))
+    settle()
+
+    with pytest.raises(BrokenRoots):
+        collect(repo)
+    assert collect(repo, keep_broken=True).problems
+
+    assert kept == set(object_paths(repo))
+    assert name in names(repo, tree)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, repo: Path, object_id: str) -> None:
+    """The system refuses to read an object, as a kernel with fs-verity does where a block was changed."""
+    place = content(repo, object_id)
+    original = os.open
+
+    def fail(path: Any, *rest: Any, **named: Any) -> int:
+        if str(path).endswith(place.name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+@pytest.mark.parametrize("which", ["manifest", "layer", "image"])
+def test_what_the_system_does_not_give_may_lead_to_anything_and_stops_even_keep_broken(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    manifest = object_of(repo, "streams/refs/oci/three")
+    layers = [one for key, one in named_by(repo, manifest).items() if key.startswith("sha256:")]
+    target = {"manifest": manifest, "layer": layers[0], "image": object_of(repo, "images/refs/tree/named")}[which]
+    (repo / "streams/refs/oci/one").unlink()
+    before = outside_state(repo)
+
+    unreadable(monkeypatch, repo, target)
+    for keep_broken in (False, True):
+        with pytest.raises(BrokenRoots) as error:
+            collect(repo, keep_broken=keep_broken)
+        assert any(os.strerror(errno.EIO) in message for message, _ in error.value.problems)
+    monkeypatch.undo()
+
+    assert outside_state(repo) == before
+    collect(repo)
+    assert outside_state(repo) < before
+
+
+def test_so_does_a_ref_that_the_system_does_not_give(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repo / "streams/refs/oci/one").unlink()
+    before = outside_state(repo)
+    original = os.readlink
+
+    def fail(path: Any, **named: Any) -> Any:
+        if str(path).rpartition("/")[2] == "three":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, **named)
+
+    monkeypatch.setattr(os, "readlink", fail)
+    with pytest.raises(BrokenRoots, match=os.strerror(errno.EIO)):
+        collect(repo, keep_broken=True)
+    monkeypatch.undo()
+    assert outside_state(repo) == before
+
+
+def test_what_a_damaged_stream_leads_to_stays_where_that_is_damaged_too(repo: Path, cfsctl: Cfsctl) -> None:
+    before = model(repo, cfsctl).objects
+    manifest = object_of(repo, "streams/refs/oci/three")
+    layers = [one for key, one in named_by(repo, manifest).items() if key.startswith("sha256:")]
+    config = next(one for key, one in named_by(repo, manifest).items() if key.startswith("config:"))
+    for damaged in (manifest, config, *layers):
+        place = content(repo, damaged)
+        data = bytearray(place.read_bytes())
+        damage_magic(data)
+        place.unlink()
+        place.write_bytes(data)
+    settle()
+
+    assert collect(repo, keep_broken=True).problems
+    assert before <= set(object_paths(repo))
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_signature_stays_while_its_subject_may_be_behind_what_is_broken(repo: Path, broken: bool) -> None:
+    if broken:
+        add_stream(repo, "outer", named={"inner": object_of(repo, "streams/refs/oci/one")})
+        content(repo, object_of(repo, "streams/outer")).unlink()
+        link_of(repo, "streams/refs/other/outer", "outer")
+    (repo / "streams/refs/oci/one").unlink()
     referrers = [ref for ref in refs(repo) if "oci-referrers" in ref]
     settle()
     collect(repo, keep_broken=True, prune_referrers=True)
-    assert [ref for ref in refs(repo) if "oci-referrers" in ref] == referrers
+    left = [ref for ref in refs(repo) if "oci-referrers" in ref]
+    assert left == referrers if broken else len(left) == 1, "that of an index that was never here"
 
 
 def test_a_stream_that_is_named_like_an_image_is_followed(repo: Path, cfsctl: Cfsctl) -> None:
@@ -111,6 +231,43 @@ def test_an_image_that_is_made_again_meanwhile_is_followed(
     at_slice(monkeypatch, 1, lambda: cfsctl(repo, "create-image", tree, "tree/named"))
 
     assert collect(repo, keep_broken=True).problems == ()
+    assert model(repo, cfsctl).objects <= set(object_paths(repo))
+
+
+def test_an_image_that_is_made_again_is_followed_whatever_else_had_missed_it(
+    repo: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that names it gets a ref first: to it the image is an object, to the image's own ref all its files."""
+    tree = pools("sha512").parent / "tree-0"
+    commit = os.path.basename(os.readlink(repo / "streams/refs/ostree/stable/x86_64"))
+    content(repo, object_of(repo, "images/refs/tree/named")).unlink()
+    keep_only(repo, "images/refs/tree/named")
+    settle()
+    original = Lock.hold
+    slices: list[int] = []
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == ".":
+            slices.append(len(slices))
+            if len(slices) == 1:
+                link_of(repo, "streams/refs/ostree/again", commit)
+            elif len(slices) == 2:
+                cfsctl(repo, "create-image", tree, "tree/named")
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    remove = fsops.remove
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    monkeypatch.setattr(gc, "SLICE", 0.0005)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(fsops, "remove", slowly)
+    monkeypatch.setattr(Lock, "hold", hold)
+
+    assert collect(repo, keep_broken=True).problems == ()
+    monkeypatch.undo()
     assert model(repo, cfsctl).objects <= set(object_paths(repo))
 
 
@@ -157,6 +314,39 @@ def test_something_broken_that_gets_a_ref_meanwhile_stops_the_rest(repo: Path, m
     at_slice(monkeypatch, 1, peer)
     with pytest.raises(BrokenRoots, match="missing"):
         collect(repo)
+
+
+@pytest.mark.parametrize("by", ["somebody", "this collection"])
+def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
+    repo: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """``cfsctl oci tag`` takes any digest; the stream is there, and its link was removed."""
+    one = manifest_of(repo, "one")
+    kept = model(repo, cfsctl, ["streams/refs/oci/one"]).objects
+    keep_only(repo, "streams/refs/oci/three")
+    link = repo / "streams" / f"oci-manifest-{one}"
+    if by == "somebody":
+        link.unlink()
+    settle()
+    original, remove = Lock.hold, fsops.remove
+    came = []
+
+    def slowly(fd: int, path: str) -> None:
+        remove(fd, path)
+        time.sleep(0.001)  # one in each slice
+
+    def hold(self: Lock, mode: str, dir_fd: int, name: str, *words: object, **named: object) -> object:
+        if mode == "exclusive" and name == "." and not came and not link.is_symlink():
+            came.append(cfsctl(repo, "oci", "tag", one, "again"))
+        return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gc, "SLICE", 0.0005)
+    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(fsops, "remove", slowly)
+    monkeypatch.setattr(Lock, "hold", hold)
+
+    assert collect(repo, keep_broken=True).problems
+    assert kept <= set(object_paths(repo))
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------

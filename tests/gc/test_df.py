@@ -157,8 +157,11 @@ def test_a_ref_has_the_same_owner_for_df_and_fsck(mixed: Path, ref: str, owner: 
 
 def test_what_cannot_be_followed_is_said(mixed: Path) -> None:
     link_of(mixed, "streams/refs/oci/dangling", f"oci-manifest-sha256:{'00' * 32}")
+    (mixed / "images/refs/a-file").write_text("no link")
     found = measure(mixed)
-    assert len(found.problems) == 1
+    first, second = sorted(found.problems)
+    assert first == "images/refs/a-file is no link"
+    assert second.endswith("is gone")
     assert next(row for row in found.rows if row.name == "dangling").total == usage.Used(0, 0)
 
 
@@ -182,3 +185,19 @@ def test_a_deployment_is_one_name_and_counts_before_it_has_its_ref(
         assert {row["owner"] for row in found["names"] if row["name"] in names} == {"deployment"}
     assert adopted["garbage"]["objects"] == 0
     assert unadopted["live"] == adopted["live"]
+
+
+def test_what_would_stop_a_collection_is_named_and_the_rest_is_measured(
+    cfsctl: Cfsctl,
+    tmp_path: Path,
+    call: Run,  # noqa: F811
+) -> None:
+    host = fill_three(new_host(tmp_path / "host", fill_hosts(cfsctl, tmp_path / "pool")))
+    (host.root / "state").rename(host.root / "elsewhere")
+    tag = next(iter(host.pool.apps))
+
+    for words in (("df", *host.options), ("why", tag)):
+        found = call("--sysroot", host.root, *words, "--json")
+        assert found.status == 0
+        assert any("state/deploy" in problem for problem in found.result["problems"])
+    assert call("--sysroot", host.root, "gc", *host.options, "--json").status == 4

@@ -165,6 +165,14 @@ def test_a_dry_run_says_what_the_run_does_and_changes_nothing(fresh: Fresh) -> N
     assert done.swept.allocated == sum(sizes[one] for one in gone)
 
 
+def test_a_link_that_leads_to_no_object_is_not_ours_to_remove(repo: Path) -> None:
+    for name, text in (("absolute", "/etc/passwd"), ("loop", "loop"), ("short", f"../objects/ab/{'0' * 62}")):
+        (repo / "streams" / name).symlink_to(text)
+        (repo / "images" / name).symlink_to(text)
+    assert plan(repo).swept == collect(repo).swept
+    assert {"absolute", "loop", "short"} <= names(repo, "streams") & names(repo, "images")
+
+
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 1.0, 2.0])
 def test_so_does_one_that_stops_when_enough_is_free(fresh: Fresh, share: float) -> None:
     path = fresh()

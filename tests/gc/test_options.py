@@ -172,6 +172,16 @@ def test_a_root_that_is_broken_stops_a_collection(repo: Path) -> None:
     assert error.value.problems[0][1] == ("streams/root",)
 
 
+def test_a_root_that_is_broken_and_young_stops_a_collection_with_grace_too(repo: Path) -> None:
+    add_stream(repo, "root", objects=[b"o" * 300])
+    place = content(repo, object_of(repo, "streams/root"))
+    place.unlink()
+    place.write_bytes(b"no stream")
+    with pytest.raises(BrokenRoots) as error:
+        collect(repo, roots=("root",), grace=3600.0)
+    assert error.value.problems[0][1] == ("streams/root",)
+
+
 # -- referrers ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,6 +221,16 @@ def test_referrers_of_the_dead_are_pruned_to_a_fixed_point(repo: Path, cfsctl: C
     assert len(referrers(repo)) == 4
     assert [action for action, ref in logged(repo) if "oci-referrers" in ref and action != "found"] == ["prune"] * 2
     assert set(object_paths(repo)) == model(repo, cfsctl).objects
+
+
+def test_a_ref_of_others_that_is_called_like_one_of_a_referrer_is_not_pruned(repo: Path) -> None:
+    one, two = manifest_of(repo, "one"), manifest_of(repo, "two")
+    ref = f"streams/refs/oci-referrers-{one}/mine"
+    link_of(repo, ref, f"oci-manifest-{two}")
+    (repo / "streams/refs/oci/one").unlink()
+    settle()
+    assert len(collect(repo, prune_referrers=True).changes) == 2
+    assert (repo / ref).is_symlink()
 
 
 @pytest.mark.parametrize("kind", ["leases", "trash"])
@@ -321,6 +341,24 @@ def test_unless_its_image_alone_is_to_be_kept(three: Host) -> None:
     on(three)  # that is decided, and asked for once
 
 
+def test_an_image_that_has_lost_its_link_is_not_given_up(three: Host, call: Run) -> None:  # noqa: F811
+    """No ref can be made to it; its object, and all that its deployment was made from, is there."""
+    unresolve(three, "old")
+    link = three.repo / "images" / three.id("old")
+    text = os.readlink(link)
+    link.unlink()
+    before = three.object_hashes(), refs(three.repo)
+
+    with pytest.raises(UnresolvedDeployment, match="make the link again"):
+        collect(three.repo, lambda: view_of(three), image_only=True)
+    assert (three.object_hashes(), refs(three.repo)) == before
+    assert call("--sysroot", three.root, "df", *three.options, "--json").result["problems"]
+
+    link.symlink_to(text)
+    on(three, image_only=True)
+    assert three.missing("old", image_only=True) == []
+
+
 def test_nothing_goes_while_the_state_directories_cannot_be_read(three: Host) -> None:
     three.untag_bootc()
     before = three.object_hashes(), refs(three.repo)
@@ -364,10 +402,13 @@ def config_without_a_name(host: Host) -> None:
     settle()
 
 
-def test_a_dry_run_knows_the_names_that_adopting_makes(three: Host) -> None:
+@pytest.mark.parametrize("image_only", [False, True])
+def test_a_dry_run_knows_the_names_that_adopting_makes(three: Host, cfsctl: Cfsctl, image_only: bool) -> None:
     config_without_a_name(three)
-    planned = plan(three.repo, view_of(three))
-    done = on(three)
+    planned = plan(three.repo, view_of(three), image_only=image_only)
+    done = on(three, image_only=image_only)
+    assert [three.missing(name) for name in ("same", "old", "new")] == [[], [], []]
+    cfsctl(three.repo, "--no-upgrade", "gc", "--dry-run")
     assert (planned.swept, planned.adopted, planned.live) == (done.swept, done.adopted, done.live)
 
 
@@ -542,6 +583,10 @@ def test_all_that_is_broken_is_listed(repo: Path, call: Run) -> None:  # noqa: F
     assert sum(line.startswith("broken: ") for line in said.lines) == 12
     facts = call("--repo", repo, "gc", "--json").json["error"]
     assert len(facts["facts"]["problems"]) == 12
+    for words in (("--dry-run",), ()):
+        said = call("--repo", repo, "gc", "--keep-broken", *words)
+        assert said.status == 0
+        assert sum(line.startswith("broken: ") for line in said.lines) == 12
 
 
 def test_a_request_to_end_is_handled_while_a_collection_runs_and_only_then(repo: Path) -> None:

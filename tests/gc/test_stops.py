@@ -19,7 +19,8 @@ import pytest
 from cfs_tags import Repository, gc, tagging
 from cfs_tags.errors import SystemFailure
 from cfs_tags.fsck.check import fsck
-from cfs_tags.repo import reflog
+from cfs_tags.repo import fsops, reflog
+from cfs_tags.repo.lock import Lock
 from deployments.conftest import view_of
 from support.collecting import collect, plan, unresolve
 from support.garbage import (
@@ -281,6 +282,26 @@ def test_on_a_full_disk_no_referrer_loses_what_its_ref_leads_to(littered: Path, 
     assert set(object_paths(littered)) == model(littered, cfsctl).objects
     collect(littered, prune_referrers=True)
     assert len([ref for ref in refs(littered) if "oci-referrers" in ref]) == 1, "that of an index that was never here"
+
+
+def test_on_a_full_disk_what_has_run_out_goes_while_nobody_else_is_at_work(
+    littered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be no room for the lock of the refs."""
+    with Repository.open(littered) as opened:
+        lock = Lock.of(opened.fd, ".", opened.path)
+    remove = fsops.remove
+    modes: list[str | None] = []
+
+    def watched(fd: int, path: str) -> None:
+        if PAST in path:
+            modes.append(lock.mode)
+        remove(fd, path)
+
+    monkeypatch.setattr(fsops, "remove", watched)
+    with disk_full_after(0):
+        collect(littered)
+    assert modes == ["exclusive"] * 2
 
 
 def test_nothing_fails_where_only_the_log_has_no_room(littered: Path) -> None:

@@ -193,8 +193,10 @@ def test_a_prefix_of_several_objects_is_ambiguous(repo: Path) -> None:
 
 def test_what_cannot_be_followed_is_said(repo: Path, own: dict[str, str]) -> None:
     content(repo, own["config"]).unlink()
+    (repo / "streams/refs/a-file").write_text("no link")
     answer = explain(repo, own["file"])
     assert kinds(answer) == {("ref", "manifest", "layer", "object")}
+    assert "streams/refs/a-file is no link" in answer.problems
     assert any(own["config"][:12] in problem for problem in answer.problems)
 
 
