@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOKERS", "Keys", "keys_of", "names_of_objects", "object_directories"]
 
-LOOKERS = 2
+LOOKERS = 4
 """Processes that look at objects: more than there are processors, often, because they wait for the disk at first."""
 
 
