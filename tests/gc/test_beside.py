@@ -20,6 +20,7 @@ import support.soak
 from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.formats import fsverity
+from cfs_tags.gc import sweeping
 from cfs_tags.marking import Marker
 from cfs_tags.repo import fsops
 from cfs_tags.repo.directory import Directory
@@ -48,10 +49,10 @@ Fresh = Callable[..., Path]
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few deletions each: the time is over at the second look at the clock."""
-    monkeypatch.setattr(gc, "SLICE", 0.0005)
-    monkeypatch.setattr(gc, "BATCH", 1)
-    monkeypatch.setattr(gc, "THREADS", 1)
-    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
+    monkeypatch.setattr(sweeping, "BATCH", 1)
+    monkeypatch.setattr(sweeping, "THREADS", 1)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -337,9 +338,9 @@ def test_a_collection_comes_forward_however_long_it_looks(dead: Path, monkeypatc
             time.sleep(0.01)
         return listdir(path)
 
-    monkeypatch.setattr(gc, "SLICE", 0.005)
-    monkeypatch.setattr(gc, "PAUSE", 0.0)
-    monkeypatch.setattr(gc.os, "listdir", slowly)
+    monkeypatch.setattr(sweeping, "SLICE", 0.005)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
+    monkeypatch.setattr(sweeping.os, "listdir", slowly)
     assert collect(dead).slices < 400
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import gc
 from cfs_tags.errors import BrokenRoots
+from cfs_tags.gc import sweeping
 from cfs_tags.marking import MOST_REFS
 from cfs_tags.repo import fsops
 from cfs_tags.repo.lock import Lock
@@ -261,8 +261,8 @@ def test_an_image_that_is_made_again_is_followed_whatever_else_had_missed_it(
         remove(fd, path)
         time.sleep(0.001)  # one in each slice
 
-    monkeypatch.setattr(gc, "SLICE", 0.0005)
-    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
     monkeypatch.setattr(fsops, "remove", slowly)
     monkeypatch.setattr(Lock, "hold", hold)
 
@@ -340,8 +340,8 @@ def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
             came.append(cfsctl(repo, "oci", "tag", one, "again"))
         return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gc, "SLICE", 0.0005)
-    monkeypatch.setattr(gc, "PAUSE", 0.0)
+    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
+    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
     monkeypatch.setattr(fsops, "remove", slowly)
     monkeypatch.setattr(Lock, "hold", hold)
 

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from cfs_tags import Repository, gc, tagging
+from cfs_tags.gc import sweeping
 from cfs_tags.repo import fsops
 from deployments.conftest import view_of
 from support.collecting import collect
@@ -99,7 +100,7 @@ def test_refs_are_on_disk_before_the_first_link_goes_and_links_before_the_first_
 ) -> None:
     if slices == "many":
         for name, value in (("SLICE", 0.0005), ("BATCH", 1), ("THREADS", 2), ("PAUSE", 0.0)):
-            monkeypatch.setattr(gc, name, value)
+            monkeypatch.setattr(sweeping, name, value)
     repo = littered.repo
     before = refs(repo), names(repo, "streams"), names(repo, "images"), set(object_paths(repo))
 

@@ -19,6 +19,7 @@ import pytest
 from cfs_tags import Repository, gc, tagging
 from cfs_tags.errors import SystemFailure
 from cfs_tags.fsck.check import fsck
+from cfs_tags.gc import sweeping
 from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.lock import Lock
 from deployments.conftest import view_of
@@ -84,7 +85,7 @@ def assert_sound(path: Path, cfsctl: Cfsctl) -> None:
 def test_the_next_collection_comes_to_the_same_end(
     littered: Path, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
     end = copy_of(littered, ram / "stops-end")
     collect(end, **OPTIONS)
     wanted = outside_state(end)
@@ -111,7 +112,7 @@ def test_the_next_collection_comes_to_the_same_end(
 def test_so_does_one_after_a_kill_that_was_to_free_so_many_bytes(
     littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
     end = copy_of(littered, ram / "free-end")
     some = collect(end, **OPTIONS).swept.allocated // 2
     wanted = outside_state(end)
@@ -136,7 +137,7 @@ def test_so_does_one_after_a_kill_that_keeps_what_is_young(
     littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two streams without a ref, one over the other, as a program leaves them that is not done."""
-    monkeypatch.setattr(gc, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
 
     def prepare(number: int) -> tuple[Path, float]:
         path = hard_copy(littered, ram / "grace-attempt")
@@ -172,7 +173,7 @@ def test_so_does_one_after_a_kill_that_keeps_what_is_young(
 def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
     three: Host, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
     unresolve(three, "old", "new")
     for tag in three.pool.apps:
         three.untag(tag)
@@ -208,7 +209,7 @@ def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
 def test_a_repository_without_meta_json_can_be_opened_wherever_its_last_collection_stopped(
     fresh: Fresh, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gc, "PAUSE", 0)
+    monkeypatch.setattr(sweeping, "PAUSE", 0)
     source = fresh()
     for ref in refs(source):
         if "referrers" not in ref:
@@ -364,10 +365,10 @@ def test_a_signal_ends_a_collection_cleanly(fresh: Fresh, cfsctl: Cfsctl, number
         (path / "streams/refs/oci" / tag).unlink()
     program = (
         "import sys, time\n"
-        "from cfs_tags import gc\n"
+        "from cfs_tags.gc import sweeping\n"
         "from cfs_tags.repo import fsops\n"
         "from cfs_tags.cli.main import main\n"
-        "gc.BATCH = 1\n"
+        "sweeping.BATCH = 1\n"
         "remove = fsops.remove\n"
         "def slowly(fd, name):\n"
         "    remove(fd, name)\n"

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from cfs_tags import Repository, gc, tagging, tags
 from cfs_tags.errors import IncompleteTarget, TagNotFound, TargetNotFound
+from cfs_tags.gc import sweeping
 from support.garbage import content, object_of, parse_stream
 
 DEADLINE = 60.0
@@ -152,9 +153,9 @@ class Collector(Role):
 
     def step(self) -> int:
         """Collect, in very small slices; none of its waits may be longer than the deadline."""
-        gc.SLICE = self.random.choice([0.001, 0.005, 0.02])
-        gc.BATCH = self.random.choice([1, 2, 5])
-        gc.THREADS = self.random.choice([1, 2, 8])
+        sweeping.SLICE = self.random.choice([0.001, 0.005, 0.02])
+        sweeping.BATCH = self.random.choice([1, 2, 5])
+        sweeping.THREADS = self.random.choice([1, 2, 8])
         options = gc.GcOptions(
             free_bytes=self.random.choice([None, None, None, 20_000]), prune_referrers=self.random.random() < 0.3
         )
