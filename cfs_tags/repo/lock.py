@@ -38,7 +38,7 @@ Mode = Literal["shared", "exclusive"]
 
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 0.003
-"""Seconds.  A collector lets go for a few milliseconds at a time (``gc/sweeping.py``): who sleeps longer misses many of them."""
+"""Seconds.  A collector lets go for a few milliseconds at a time (``gc/sweeping.py``): who sleeps longer misses many."""
 
 
 class Lock:
