@@ -1,4 +1,4 @@
-"""The files in ``objects/`` as a collector looks at them: a million names, a directory at a time.
+"""The files in ``objects/``, of which there may be a million: their names, a directory at a time.
 
 Objects are remembered by the first 64 bits of their digests, in one array for each directory: eight bytes for an object,
 and what is looked at together fits into the processor's cache.  Two digests that share them would keep a dead object;

@@ -73,11 +73,7 @@ class Snapshot(NamedTuple):
 
         Refs first: others make the link before the ref, so that what a ref leads to is seen, too.
         """
-        found = {
-            path: link if link is not None else ""
-            for tree in (layout.STREAM_REFS, layout.IMAGE_REFS)
-            for path, link in refs.walk(repo, tree)
-        }
+        found = refs.everything(repo)
         return cls(_links(repo, layout.STREAMS), _links(repo, layout.IMAGES), found)
 
     def change(self, changes: Iterable[RefChange]) -> None:
@@ -198,16 +194,21 @@ class Marker:
                     image = ObjectId.parse(name, self._repo.algorithm)
                     if self._repo.has_object(image):
                         self._image(image, path)
-        if any(path.startswith(f"{layout.STREAMS}/") for path in dangling):
+        nameless = [path for path in dangling if path.startswith(f"{layout.STREAMS}/")]
+        looked_at = set()
+        if nameless:
             for parent in object_directories(self._repo):
                 names, keys = names_of_objects(self._repo, parent, self._repo.names(f"{layout.OBJECTS}/{parent}") or [])
                 live = self.live.of(parent)
                 for name, key in zip(names, keys, strict=True):
                     object_id = ObjectId(parent + name)
                     if key not in live and object_id not in self._linked_objects() and self._is_stream(object_id):
+                        looked_at.add(object_id)
                         self._unneeded.add(f"object/{object_id}")
                         self._stream(object_id, f"object/{object_id}")
         self._follow()
+        for unreadable in looked_at & self._unreadable:  # it may be what a ref needs
+            self._parents[unreadable].update(nameless)
 
     def _is_stream(self, object_id: ObjectId) -> bool:
         """Whether an object begins as a splitstream does; True also of one that cannot be read."""
@@ -251,8 +252,12 @@ class Marker:
             problem = f"{path} is dangling: {path.partition('/')[0]}/{name} is not there"
         except BadRefLink as error:
             problem = error.reason
-            with suppress(DamagedError):  # the peers' collectors take its last part for a name: what that leads to stays
+            try:  # the peers' collectors take its last part for a name: what that leads to stays
                 self._leads(path, link.rpartition("/")[2])
+            except SystemFailure as refused:
+                problem = refused
+            except DamagedError:
+                pass
         except CfsTagsError as error:
             problem = error
         self._parents.setdefault(path, set()).add(path)

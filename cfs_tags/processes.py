@@ -41,8 +41,10 @@ def in_processes(
         processes: into which it is split, where there is more than one processor.
         least: with fewer parts children are not worth it.
     """
-    # a child of a process with threads may wait for what a thread that it does not have was about to give back
-    if len(parts) < least or processors() < 2 or active_count() > 1:
+    # a child of a process with threads may wait for what a thread that it does not have was about to give back; and where
+    # ended children are nobody's business, nothing tells whether one ended well
+    alone = processors() < 2 or active_count() > 1 or signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    if len(parts) < least or alone:
         return work(parts)
     shares = [parts[start::processes] for start in range(min(processes, len(parts)))]
     children: list[_Child] = []

@@ -111,20 +111,23 @@ def content_ids(name: str) -> tuple[ContentId, ...]:
 class Links:
     """The names in ``streams/``, read once: which object each leads to, and which name an object has.
 
-    ``problems`` has a line for each name that leads to no object.
+    A name that leads to no object is left out: whatever needs it says so.  ``problems`` has a line for each that the system
+    does not give.
     """
 
     def __init__(self, repo: ReadRepo) -> None:
         self.object_of: dict[str, ObjectId] = {}
         self.name_of: dict[ObjectId, str] = {}
-        self.problems: dict[str, str] = {}
+        self.problems: list[str] = []
         for name in repo.names(layout.STREAMS) or ():
             if name == "refs":
                 continue
             try:
                 object_id = repo.stream_object(ContentId.trusted(name))
-            except (DamagedError, SystemFailure) as error:
-                self.problems[name] = error.message
+            except DamagedError:
+                continue
+            except SystemFailure as error:
+                self.problems.append(error.message)
                 continue
             if object_id is not None:
                 self.object_of[name] = object_id

@@ -106,7 +106,7 @@ def measure(repo: ReadRepo, without: Iterable[str] = (), changes: Iterable[RefCh
         _total(sums, lambda mask: True),
         dead,
         linked,
-        (*(f"{path} is no link" for path, link in links.items() if link == ""), *reach.problems),
+        tuple(dict.fromkeys([*(refs.why_no_link(repo, path) for path, link in links.items() if link == ""), *reach.problems])),
     )
 
 
@@ -120,9 +120,7 @@ class _Group(NamedTuple):
 
 def _links(repo: ReadRepo, changes: Iterable[RefChange]) -> dict[str, str | None]:
     """All refs as they will be; the empty text for what is no link, None for one that goes."""
-    links: dict[str, str | None] = {
-        path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in refs.walk(repo, tree)
-    }
+    links: dict[str, str | None] = dict(refs.everything(repo))
     links.update((change.path, change.new) for change in changes)
     return links
 
@@ -174,9 +172,9 @@ class _Reach:
     """Which groups reach which stream and image, and so which object."""
 
     def __init__(self, repo: ReadRepo) -> None:
-        self.problems: list[str] = []
         self._repo = repo
         self._links = Links(repo)
+        self.problems = self._links.problems.copy()
         self._size = repo.algorithm.size
         self._objects: dict[ObjectId, int] = {}
         self._images: dict[ObjectId, int] = {}

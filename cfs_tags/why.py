@@ -86,9 +86,7 @@ def explain(repo: ReadRepo, text: str, path: str | None = None, changes: Iterabl
     links = Links(repo)
     wanted = _content(repo, text, path) if path is not None else _meant(repo, links, text)
     search = _Search(repo, links, wanted)
-    links_of: dict[str, str | None] = {
-        path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in refs.walk(repo, tree)
-    }
+    links_of: dict[str, str | None] = dict(refs.everything(repo))
     changed = list(changes)
     links_of.update((change.path, change.new) for change in changed)
     # streams/ before images/
@@ -126,7 +124,7 @@ class _Search:
     """
 
     def __init__(self, repo: ReadRepo, links: Links, wanted: frozenset[ObjectId]) -> None:
-        self.problems: dict[str, str] = {}
+        self.problems = {message: message for message in links.problems}
         self._repo = repo
         self._links = links
         self._wanted = wanted
@@ -169,7 +167,7 @@ class _Search:
         if link is None:
             return
         if not link:
-            self.problems[ref] = f"{ref} is no link"
+            self.problems[ref] = refs.why_no_link(self._repo, ref)
             return
         try:
             name = layout.ref_target(ref, link)

@@ -3,11 +3,12 @@ the same libraries, however many processors there are."""
 
 from __future__ import annotations
 
-import os
 import sys
 import zlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
+
+from cfs_tags.processes import processors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ class _Gzip:
     def __init__(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        count = len(os.sched_getaffinity(0))
+        count = processors()
         self._pool = ThreadPoolExecutor(count)
         self._most = 2 * count
         self._running: deque[Future[bytes]] = deque()
@@ -108,7 +109,7 @@ class _Zstd:
         options[zstd.CompressionParameter.checksum_flag] = 1
         if zstd.CompressionParameter.nb_workers.bounds()[1] > 0:
             # with one worker or many the bytes are the same; without any they are others
-            options[zstd.CompressionParameter.nb_workers] = min(len(os.sched_getaffinity(0)), _ZSTD_WORKERS)
+            options[zstd.CompressionParameter.nb_workers] = min(processors(), _ZSTD_WORKERS)
         self._compressor = zstd.ZstdCompressor(options=options)
 
     def feed(self, data: bytes) -> Iterator[bytes]:

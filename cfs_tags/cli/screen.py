@@ -1,4 +1,4 @@
-"""Tables on a terminal: nothing is cut off, left out or broken in the middle of a word, so that whatever is seen can be used.
+"""Tables on a terminal: no text is cut off or broken in the middle of a word, so that whatever is seen can be used.
 
 Digests and ids are shortened to what a command takes for them, instants to seconds, and columns without anything in them
 go.  Where a table is wider than the terminal, first a long name gets a line of its own above the rest of its row, then the

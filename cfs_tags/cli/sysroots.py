@@ -123,12 +123,14 @@ def planned_changes(
 ) -> tuple[tuple[RefChange, ...], tuple[str, ...]]:
     """The changes of refs that a collection would make first, and why it would stop, where it would."""
     from cfs_tags import gc
-    from cfs_tags.errors import PlaceUnread, UnresolvedDeployment
+    from cfs_tags.errors import PlaceUnread, SysrootUnseen, UnresolvedDeployment
 
     view = None
+    problems: tuple[str, ...] = ()
     if session.sysroot is not None or repo.sysroot is not None:
         view = view_of(session, repo, boot, esp, run, booted)
-    problems: tuple[str, ...] = ()
+    elif repo.is_bootc:
+        problems = (SysrootUnseen(path=repo.path).message,)
     for image_only in (False, True):
         try:
             return gc.plan_refs(repo, view, image_only=image_only).changes, problems

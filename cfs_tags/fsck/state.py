@@ -11,6 +11,7 @@ from cfs_tags.formats import layout
 from cfs_tags.fsck import quarantine
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.repo import reflog, transactions
+from cfs_tags.repo.journal import JOURNALS, TMP
 from cfs_tags.repo.lock import Lock
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "check_state"]
 
-_JOURNAL = f"{layout.STATE}/journal"
-_TMP = f"{layout.STATE}/tmp"
 _DOCUMENTS = (f"{layout.STATE}/seen.json", f"{layout.STATE}/undo/migration.json")
 _MAX = 256 << 20
 
@@ -61,7 +60,7 @@ def check_state(repo: ReadRepo) -> State:
 def _left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Looked at with the lock of the writers held shared: what one is doing right now is not left over."""
     try:
-        if not (repo.names(_JOURNAL) or repo.names(_TMP)):
+        if not (repo.names(JOURNALS) or repo.names(TMP)):
             return (), ()
         lock = Lock.of(repo.fd, transactions.LOCK_FILE, os.path.join(repo.path, transactions.LOCK_FILE))
         with lock.hold("shared", repo.fd, transactions.LOCK_FILE, 0.0):
@@ -76,14 +75,14 @@ def _left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str
 
 
 def _read(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    journals = _files(repo, _JOURNAL, findings)
+    journals = _files(repo, JOURNALS, findings)
     for name in journals:
-        path = f"{_JOURNAL}/{name}"
+        path = f"{JOURNALS}/{name}"
         findings.append(finding("pending-transaction", path, _describe(repo, path)))
     # what a journal's own transaction needs is no left-over
     started = tuple(name.removesuffix(".json") for name in journals)
-    left_over = [name for name in _files(repo, _TMP, findings) if not (started and name.startswith(started))]
-    findings.extend(finding("left-over-file", f"{_TMP}/{name}", "left over from an interrupted change") for name in left_over)
+    left_over = [name for name in _files(repo, TMP, findings) if not (started and name.startswith(started))]
+    findings.extend(finding("left-over-file", f"{TMP}/{name}", "left over from an interrupted change") for name in left_over)
     return tuple(journals), tuple(left_over)
 
 

@@ -3,7 +3,7 @@
 1. Refs that have run out (leases, trash) go, and with a sysroot deployments are adopted and retired.
 2. *Mark*, under the shared lock (``marking.py``).  What cannot be followed stops everything here: nothing was deleted.
 3. *Sweep* in slices, each under the exclusive lock on a new descriptor: compare all links, names and targets, with those
-   that the marks came from, mark what is new, then delete for at most :data:`SLICE` seconds, let go, and pause so that
+   that the marks came from, mark what is new, then delete for at most ``sweeping.SLICE`` seconds, let go, and pause so that
    waiters get in.  Dead links go first and are synced before the first object.
 
 An object that is younger than the marks is never deleted.  A stop at any point leaves links without garbage behind them or

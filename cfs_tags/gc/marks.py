@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cfs_tags.inventory import Keys
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["is_live", "limit_of", "mark_all", "refuse_broken", "subject_lives"]
+__all__ = ["is_live", "limit_of", "mark_all", "settle", "subject_lives"]
 
 
 def mark_all(
@@ -58,12 +58,22 @@ def mark_all(
         pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, snapshot, marker, gone)]
     else:
         marker.mark(snapshot.refs.items())
-    refuse_broken(marker, options)
-    marker.keep_unnamed()
+    settle(marker, options)
     return marker, pruned
 
 
-def refuse_broken(marker: Marker, options: GcOptions) -> None:
+def settle(marker: Marker, options: GcOptions) -> None:
+    """Keep what something broken may have led to.
+
+    Raises:
+        BrokenRoots: nothing may be deleted.
+    """
+    _refuse_broken(marker, options)
+    marker.keep_unnamed()
+    _refuse_broken(marker, options)
+
+
+def _refuse_broken(marker: Marker, options: GcOptions) -> None:
     """Stop where something is broken; with ``keep_broken`` only where nobody knows what it leads to, and so what is dead."""
     problems = [problem for problem in marker.found() if problem.unreadable or not options.keep_broken]
     if problems:

@@ -15,7 +15,7 @@ from cfs_tags.errors import SystemFailure
 from cfs_tags.formats import layout
 from cfs_tags.gc.dead import dead_links, dead_names, refuse_unseen
 from cfs_tags.gc.expiring import Changes
-from cfs_tags.gc.marks import is_live, limit_of, mark_all, refuse_broken, subject_lives
+from cfs_tags.gc.marks import is_live, limit_of, mark_all, settle, subject_lives
 from cfs_tags.gc.values import GcResult, Swept
 from cfs_tags.inventory import object_directories
 from cfs_tags.marking import Snapshot
@@ -219,8 +219,7 @@ class Sweep:
     def _keep(self, roots: Mapping[str, str]) -> None:
         self._rest.clear()
         self._marker.mark(roots.items())
-        refuse_broken(self._marker, self._options)
-        self._marker.keep_unnamed()
+        settle(self._marker, self._options)
         self._dead = [(path, link) for path, link in self._dead if not is_live(self._repo, self._marker.live, link)]
 
     def _slice(self, pool: ThreadPoolExecutor, deadline: float) -> None:

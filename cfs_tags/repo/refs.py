@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from cfs_tags.errors import NotALink, SystemFailure
+from cfs_tags.formats import layout
 from cfs_tags.repo.changes import ABSENT, NO_NOTE, Note, Outcome, Plan, RefChange
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 
@@ -13,7 +15,19 @@ if TYPE_CHECKING:
 
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
-__all__ = ["ABSENT", "NO_NOTE", "Note", "Outcome", "Plan", "RefChange", "RefEntry", "transact", "walk"]
+__all__ = [
+    "ABSENT",
+    "NO_NOTE",
+    "Note",
+    "Outcome",
+    "Plan",
+    "RefChange",
+    "RefEntry",
+    "everything",
+    "transact",
+    "walk",
+    "why_no_link",
+]
 
 P = TypeVar("P", bound=Plan)
 
@@ -23,6 +37,26 @@ class RefEntry(NamedTuple):
 
     path: str
     target: str | None
+
+
+def everything(repo: ReadRepo) -> dict[str, str]:
+    """All refs: path and text of the link; the empty text where there is none, or the system does not give it.
+
+    Raises:
+        FormatError: as :func:`walk`.
+    """
+    return {path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in walk(repo, tree)}
+
+
+def why_no_link(repo: ReadRepo, path: str) -> str:
+    """What is wrong with a ref whose text is empty."""
+    try:
+        repo.read_link(path)
+    except SystemFailure as error:
+        return error.message
+    except NotALink:
+        pass
+    return f"{path} is no link"
 
 
 def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:

@@ -281,7 +281,7 @@ class ReadRepo(Directory):
 
 
 class WriteRepo(ReadRepo):
-    """A repository that may be written.  What changes refs is in ``repo/refs.py``; this adds content."""
+    """A repository that may be written.  What changes refs is in ``repo/transactions.py``; this adds content."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from cfs_tags.apps import blobs, tarsplit
@@ -10,6 +9,7 @@ from cfs_tags.apps.importing.present import is_usable
 from cfs_tags.apps.layerbuild import LayerBuilder
 from cfs_tags.errors import FormatError
 from cfs_tags.formats import splitstream, splitwriter
+from cfs_tags.processes import processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class LayerStore:
         self._second = processes == 2 if processes is not None else self._pays()
 
     def _pays(self) -> bool:
-        return self._total >= _SECOND_PROCESS and len(os.sched_getaffinity(0)) > 1
+        return self._total >= _SECOND_PROCESS and processors() > 1
 
     def __enter__(self) -> Self:
         if self._second:
