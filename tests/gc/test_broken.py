@@ -158,6 +158,31 @@ def test_what_the_system_does_not_give_may_lead_to_anything_and_stops_even_keep_
     assert outside_state(repo) < before
 
 
+@pytest.mark.parametrize("tree", ["streams", "images"])
+def test_so_does_what_a_dangling_ref_may_lead_to(repo: Path, monkeypatch: pytest.MonkeyPatch, tree: str) -> None:
+    """Its link was removed: nothing says that this is what the ref needs, and nothing that it is not."""
+    if tree == "streams":
+        target = add_stream(repo, "lost", objects=[b"needed by it" * 100])
+        link_of(repo, "streams/refs/other/lost", "lost")
+        (repo / "streams/lost").unlink()
+    else:
+        target = next(object_of(repo, f"images/{name}") for name in names(repo, "images"))
+        for name in names(repo, "images"):
+            if object_of(repo, f"images/{name}") == target:
+                link_of(repo, "images/refs/lost", target)
+                (repo / "images" / name).unlink()
+    settle()
+    before = outside_state(repo)
+    unreadable(monkeypatch, repo, target)
+    for what in (plan, collect):
+        with pytest.raises(BrokenRoots) as caught:
+            what(repo, keep_broken=True)
+        lost = "streams/refs/other/lost" if tree == "streams" else "images/refs/lost"
+        assert any(lost in needed and os.strerror(errno.EIO) in message for message, needed in caught.value.problems)
+    monkeypatch.undo()
+    assert outside_state(repo) == before
+
+
 def test_so_does_a_ref_that_the_system_does_not_give(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (repo / "streams/refs/oci/one").unlink()
     before = outside_state(repo)

@@ -67,6 +67,16 @@ def test_nothing_is_forked_beside_threads() -> None:
     assert pids == {os.getpid()}
 
 
+def test_nothing_is_forked_where_nobody_hears_of_the_end_of_a_child() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        pids = processes.in_processes(lambda parts: {os.getpid()}, set.union, PARTS, 4, 2)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+    assert pids == {os.getpid()}
+
+
 def test_what_a_killed_child_had_is_done_here() -> None:
     here = os.getpid()
 
