@@ -167,10 +167,10 @@ def _held(repo: ReadRepo, image: str) -> Digest | None:
 def _of_index(repo: ReadRepo, digest: Digest) -> Digest | None:
     """The image that stands for an index: the one of the tag with which the index is kept, if it is one of it."""
     content_id = ContentId.blob(digest)
-    for path, link in refs.walk(repo, layout.INDEXES):
+    for name, _, link in tags.kept_indexes(repo):
         if link is None or link.rpartition("/")[2] != content_id:
             continue
-        tag = tags.find(repo, layout.decode_name(path[len(layout.INDEXES) + 1 :]))
+        tag = tags.find(repo, name)
         index = tags.kept_index(repo, content_id)
         if tag is not None and tag.problem is None and index is not None:
             found = next((entry.digest for entry in index.manifests if entry.digest == tag.digest), None)

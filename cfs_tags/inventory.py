@@ -10,14 +10,20 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cfs_tags.formats import layout
+from cfs_tags.processes import look_in
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["LOOKERS", "Keys", "keys_of", "names_of_objects", "object_directories"]
+__all__ = ["LOOKERS", "Keys", "keys_of", "look_at", "names_of_objects", "object_directories"]
+
+F = TypeVar("F")
 
 LOOKERS = 4
 """Processes that look at objects: more than there are processors, often, because they wait for the disk at first."""
@@ -97,6 +103,28 @@ def keys_of(table: bytes, step: int) -> array[int]:
     if sys.byteorder == "little":
         keys.byteswap()
     return keys
+
+
+def look_at(directory: int, names: Sequence[str], facts: Callable[[os.stat_result], F]) -> list[F | None]:
+    """What the system says of files, in the order of their names; None for one that is gone: somebody else collects.
+
+    Args:
+        directory: a descriptor.
+        names: of files in it.
+        facts: takes what is asked for.
+    """
+    look = look_in(directory)
+    try:
+        # a million of them: nothing of this is a loop of Python's
+        return list(map(facts, map(look, names)))
+    except FileNotFoundError:
+        found: list[F | None] = []
+        for name in names:
+            try:
+                found.append(facts(look(name)))
+            except FileNotFoundError:
+                found.append(None)
+        return found
 
 
 def object_directories(repo: ReadRepo) -> list[str]:

@@ -36,6 +36,7 @@ from cfs_tags.tags import (
     find,
     kept_index,
     logged_digest,
+    moment,
     owner_of,
     previous_digest,
     resolve,
@@ -494,7 +495,7 @@ def delete(
 
 def expiry(seconds: float, now: float | None = None) -> str:
     """The name of an instant ``seconds`` from now (or from ``now``, seconds since 1970): ``YYYYMMDDThhmmssZ``."""
-    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime((time.time() if now is None else now) + seconds))
+    return moment((time.time() if now is None else now) + seconds)
 
 
 def parse_instructions(lines: Iterable[str]) -> Iterator[Instruction]:

@@ -61,7 +61,9 @@ __all__ = [
     "digest_of",
     "facts",
     "find",
+    "index_of_ref",
     "kept_index",
+    "kept_indexes",
     "list_tags",
     "log",
     "logged_digest",
@@ -166,8 +168,9 @@ def owner_of(name: str) -> str:
 
 def owner_of_ref(path: str) -> str:
     """Whose a ref is, by its path: ``app``, ``bootc``, ``deployment`` or ``foreign``."""
-    if path.startswith(f"{layout.INDEXES}/"):
-        return owner_of(layout.decode_name(path[len(layout.INDEXES) + 1 :]))
+    kept_with = index_of_ref(path)
+    if kept_with is not None:
+        return owner_of(kept_with)
     if path.startswith(_OF_DEPLOYMENTS):
         return "deployment"
     name = tag_of_ref(path)
@@ -182,6 +185,12 @@ def tag_of_ref(path: str) -> str | None:
             rest = path[len(top) + 1 :]
             return layout.decode_name(rest.partition("/")[2] if home in ("lease", "trash") else rest)
     return None
+
+
+def index_of_ref(path: str) -> str | None:
+    """The tag that the index at ``path`` is kept with; None for another ref."""
+    top = f"{layout.INDEXES}/"
+    return layout.decode_name(path[len(top) :]) if path.startswith(top) else None
 
 
 def deployment_of_ref(path: str) -> str | None:
@@ -530,6 +539,12 @@ def kept_index(repo: ReadRepo, content_id: ContentId) -> Index | None:
         return None
 
 
+def kept_indexes(repo: ReadRepo) -> Iterator[tuple[str, str, str | None]]:
+    """Of each index that is kept: the tag that it is kept with, path and link of its ref."""
+    for path, link in refs.walk(repo, layout.INDEXES):
+        yield index_of_ref(path) or "", path, link
+
+
 def orphaned_indexes(repo: ReadRepo, gone: Collection[str] = ()) -> Iterator[tuple[str, str]]:
     """Path and link of kept indexes that are left alone: there is neither a tag of their name nor one in the trash.
 
@@ -538,8 +553,7 @@ def orphaned_indexes(repo: ReadRepo, gone: Collection[str] = ()) -> Iterator[tup
         gone: paths of leases and trash that do not count.
     """
     kept = None
-    for path, link in refs.walk(repo, layout.INDEXES):
-        name = layout.decode_name(path[len(layout.INDEXES) + 1 :])
+    for name, path, link in kept_indexes(repo):
         tag = find(repo, name)
         if link is None or (tag is not None and tag.path not in gone):
             continue

@@ -12,7 +12,6 @@ import stat
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +20,8 @@ from cfs_tags import tags
 from cfs_tags.errors import CfsTagsError, TagNotFound
 from cfs_tags.formats import layout
 from cfs_tags.formats.erofswalk import image_table
-from cfs_tags.inventory import LOOKERS, keys_of, names_of_objects, object_directories
-from cfs_tags.processes import in_processes, look_in, processors
+from cfs_tags.inventory import LOOKERS, keys_of, look_at, names_of_objects, object_directories
+from cfs_tags.processes import in_processes, processors
 from cfs_tags.reachability import EROFS_KEY, Links, content_ids, mapped, read_node
 from cfs_tags.repo import refs
 from cfs_tags.values import ContentId, ObjectId
@@ -130,9 +129,11 @@ def _groups(links: Mapping[str, str | None]) -> list[_Group]:
     for path, link in links.items():
         if link:
             targets.setdefault(_named(path), set()).add((path.partition("/")[0], link.rpartition("/")[2]))
-    for path, owner in [key for key in targets if key[0].startswith(f"{layout.INDEXES}/")]:
+    for path, owner in list(targets):
+        name = tags.index_of_ref(path)
+        if name is None:
+            continue
         # an index goes where the tag goes that it is kept with
-        name = layout.decode_name(path[len(layout.INDEXES) + 1 :])
         of_tag = next((key for key in ((name, owner), (f"@trash/{name}", owner)) if key in targets), None)
         if of_tag is not None:
             targets[of_tag] |= targets.pop((path, owner))
@@ -321,7 +322,7 @@ _facts: Callable[[os.stat_result], _Facts] = attrgetter("st_mode", "st_blocks", 
 
 
 def _look(repo: ReadRepo, parents: Sequence[str], masks: Masks) -> _Sums:
-    seen: dict[tuple[int, _Facts], int] = {}
+    seen: dict[tuple[int, _Facts | None], int] = {}
     for parent in parents:
         fd = repo.directory(f"{layout.OBJECTS}/{parent}")
         if fd is None:
@@ -329,29 +330,19 @@ def _look(repo: ReadRepo, parents: Sequence[str], masks: Masks) -> _Sums:
         try:
             names, keys = names_of_objects(repo, parent, os.listdir(fd))
             mask_of = masks.of(parent).get
-            look = look_in(fd)
-            try:
-                # a million of them: nothing of this is a loop of Python's
-                found = Counter(zip(map(mask_of, keys, repeat(0)), map(_facts, map(look, names)), strict=True))
-            except FileNotFoundError:  # somebody else collects
-                found = Counter(_those_there(look, zip(map(mask_of, keys, repeat(0)), names, strict=True)))
+            found = Counter(zip(map(mask_of, keys, repeat(0)), look_at(fd, names, _facts), strict=True))
         finally:
             os.close(fd)
         for fact, count in found.items():
             seen[fact] = seen.get(fact, 0) + count
     sums: dict[int, Used] = {}
     linked = 0
-    for (mask, (mode, blocks, links)), count in seen.items():
+    for (mask, facts), count in seen.items():
+        mode, blocks, links = facts or (0, 0, 0)  # nothing of a file that is gone
         if stat.S_ISREG(mode):
             sums[mask] = sums.get(mask, Used(0, 0)).plus(Used(count, count * blocks * 512))
             linked += count if links > 1 else 0
     return _Sums(sums, sums.pop(0, Used(0, 0)), linked)
-
-
-def _those_there(look: Callable[[str], os.stat_result], names: Iterable[tuple[int, str]]) -> Iterator[tuple[int, _Facts]]:
-    for mask, name in names:
-        with suppress(FileNotFoundError):
-            yield mask, _facts(look(name))
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cfs_tags import tags
 from cfs_tags.fsck import objects, state, workers
 from cfs_tags.fsck.findings import SEVERITIES, Finding, finding
 from cfs_tags.fsck.images import Streams, wanted_algorithm
@@ -127,7 +127,7 @@ def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, pro
             image = check_image(repo, target, path, inventory.objects)
             images.append(image)
             found += image.findings
-    check_refs(repo, roots, streams, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    check_refs(repo, roots, streams, tags.moment())
     ours = state.check_state(repo)
     found += [*links.findings, *streams.findings, *roots.findings, *ours.findings]
     found += _missing(_needers(streams, images, links))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cfs_tags.errors import FormatError
 from cfs_tags.formats import fsverity, layout
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.inventory import names_of_objects
+from cfs_tags.inventory import names_of_objects, object_directories
 from cfs_tags.repo import verity
 from cfs_tags.values import ObjectId
 
@@ -25,7 +25,6 @@ PIECE = 1 << 20
 """Bytes that are read at once."""
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_PARENT = re.compile(r"[0-9a-f]{2}", re.ASCII)
 
 
 class Inventory(NamedTuple):
@@ -44,12 +43,10 @@ def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
     found: dict[str, int] = {}
     findings: list[Finding] = []
     try:
-        parents = repo.names(layout.OBJECTS)
+        parents = object_directories(repo)
     except FormatError as error:
         return Inventory({}, [finding("not-a-directory", layout.OBJECTS, f"it is {error.found}")])
-    for parent in sorted(parents or ()):
-        if _PARENT.fullmatch(parent) is None:
-            continue
+    for parent in parents:
         path = f"{layout.OBJECTS}/{parent}"
         try:
             fd = repo.directory(path)

@@ -28,6 +28,7 @@ from cfs_tags.fsck.images import KINDS, split_content_id
 from cfs_tags.fsck.streams import check_image, check_stream
 from cfs_tags.repo import fsops, reflog, refs
 from cfs_tags.repo.contents import EROFS_KEY
+from cfs_tags.repo.journal import TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
 from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
 from cfs_tags.values import ObjectId
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LinkRepair", "RepairPlan", "Repaired", "plan", "repair"]
 
-_TMP = f"{layout.STATE}/tmp"
-_MAGIC = b"SplitStream"
 _DOCUMENTS = (splitstream.CONTENT_TYPE_MANIFEST, splitstream.CONTENT_TYPE_CONFIG)
 
 
@@ -262,7 +261,7 @@ def _unlinked_streams(repo: ReadRepo, report: Report) -> Iterator[str]:
             continue
         finally:
             os.close(fd)
-        if start.startswith(_MAGIC) or start[18:].startswith(_MAGIC):
+        if splitstream.looks_like_one(start):
             yield target
 
 
@@ -380,7 +379,7 @@ def _make(repo: WriteRepo, link: LinkRepair) -> None:
         return
     if repo.read_link(link.path) != link.old:
         raise FormatError(structure="link", offset=0, wanted=link.old, found="something else", path=link.path)
-    spare = f"{_TMP}/fsck"
+    spare = f"{TMP}/fsck"
     with suppress(FileNotFoundError):
         fsops.remove(repo.fd, spare)
     fsops.make_link(repo.fd, spare, text)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import BadRefLink, FormatError, NotALink, SystemFailure
+from cfs_tags.errors import BadRefLink, FormatError
 from cfs_tags.formats import layout, splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
 from cfs_tags.repo import refs
-from cfs_tags.tags import HOMES, owner_of_ref, tag_of_ref
+from cfs_tags.tags import HOMES, index_of_ref, owner_of_ref, tag_of_ref
 from cfs_tags.values import ContentId
 
 if TYPE_CHECKING:
@@ -107,14 +107,11 @@ class _Checker:
             self._referrer(path, name)
 
     def _no_link(self, path: str) -> None:
-        try:
-            self._repo.read_link(path)
-        except SystemFailure as error:
-            self._add("unreadable", path, error.reason)
-            return
-        except NotALink:
-            pass
-        self._add("not-a-link", path, "it is no link")
+        refused = refs.not_given(self._repo, path)
+        if refused is not None:
+            self._add("unreadable", path, refused.reason)
+        else:
+            self._add("not-a-link", path, "it is no link")
 
     def _target(self, path: str, link: str) -> str | None:
         """The name that a ref leads to, where it leads to something that is there."""
@@ -202,7 +199,8 @@ class _Checker:
         """A kept index has a tag, or one in the trash."""
         names = {tag_of_ref(path) for path in self._targets}
         for path in self._targets:
-            if path.startswith(f"{layout.INDEXES}/") and layout.decode_name(path[len(layout.INDEXES) + 1 :]) not in names:
+            kept_with = index_of_ref(path)
+            if kept_with is not None and kept_with not in names:
                 self._add("orphaned-index", path, "the tag that this index was kept with is gone")
 
     # -- deployments ---------------------------------------------------------------------------------------------------

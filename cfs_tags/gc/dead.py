@@ -12,14 +12,14 @@ from cfs_tags.errors import CfsTagsError, SysrootUnseen
 from cfs_tags.formats import layout
 from cfs_tags.gc.marks import is_live
 from cfs_tags.gc.values import Swept
-from cfs_tags.inventory import LOOKERS, names_of_objects, object_directories
+from cfs_tags.inventory import LOOKERS, look_at, names_of_objects, object_directories
 from cfs_tags.marking import Marker, Snapshot
-from cfs_tags.processes import in_processes, look_in
+from cfs_tags.processes import in_processes
 from cfs_tags.reachability import read_node
 from cfs_tags.repo.contents import BOOT_KEY, EROFS_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from cfs_tags.gc.values import GcOptions
     from cfs_tags.inventory import Keys
@@ -118,12 +118,7 @@ def _count_directory(
         names = dead_names(repo, parent, os.listdir(fd), live)
         if free_bytes is not None:
             names.sort()
-        look = look_in(fd)
-        try:
-            found = list(map(_facts, map(look, names)))
-        except FileNotFoundError:  # somebody else collects
-            found = list(_those_there(look, names))
-        for mode, changed, blocks, length in found:
+        for mode, changed, blocks, length in filter(None, look_at(fd, names, _facts)):
             if changed >= limit or not stat.S_ISREG(mode):
                 continue
             objects += 1
@@ -137,12 +132,6 @@ def _count_directory(
 
 
 _facts: Callable[[os.stat_result], tuple[int, int, int, int]] = attrgetter("st_mode", "st_ctime_ns", "st_blocks", "st_size")
-
-
-def _those_there(look: Callable[[str], os.stat_result], names: Iterable[str]) -> Iterator[tuple[int, int, int, int]]:
-    for name in names:
-        with suppress(FileNotFoundError):
-            yield _facts(look(name))
 
 
 def dead_names(repo: ReadRepo, parent: str, names: list[str], live: Keys) -> list[str]:

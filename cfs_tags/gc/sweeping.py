@@ -144,14 +144,12 @@ class Sweep:
                 fsops.create_file(self._repo.fd, path, b"", self._repo.owner)
             fsops.truncate(self._repo.fd, path, 0)  # dates it, empty as it is
             return os.stat(path, dir_fd=self._repo.fd).st_ctime_ns
-        except OSError as error:
+        except (OSError, SystemFailure) as error:
             if error.errno in FULL:
                 return time.time_ns() - TICK
+            if isinstance(error, SystemFailure):
+                raise
             raise SystemFailure.of(error, "write", os.path.join(self._repo.path, path)) from error
-        except SystemFailure as error:
-            if error.errno in FULL:
-                return time.time_ns() - TICK
-            raise
 
     def run(
         self,

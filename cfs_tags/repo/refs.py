@@ -24,6 +24,7 @@ __all__ = [
     "RefChange",
     "RefEntry",
     "everything",
+    "not_given",
     "transact",
     "walk",
     "why_no_link",
@@ -48,15 +49,21 @@ def everything(repo: ReadRepo) -> dict[str, str]:
     return {path: link or "" for tree in (layout.STREAM_REFS, layout.IMAGE_REFS) for path, link in walk(repo, tree)}
 
 
-def why_no_link(repo: ReadRepo, path: str) -> str:
-    """What is wrong with a ref whose text is empty."""
+def not_given(repo: ReadRepo, path: str) -> SystemFailure | None:
+    """Of a ref without a text: how the system refuses it; None where it is no link."""
     try:
         repo.read_link(path)
     except SystemFailure as error:
-        return error.message
+        return error
     except NotALink:
         pass
-    return f"{path} is no link"
+    return None
+
+
+def why_no_link(repo: ReadRepo, path: str) -> str:
+    """The same as a line for people."""
+    refused = not_given(repo, path)
+    return refused.message if refused is not None else f"{path} is no link"
 
 
 def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:

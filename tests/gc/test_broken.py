@@ -61,16 +61,19 @@ def damage_magic(data: bytearray) -> None:
     data[0] ^= 1
 
 
+def rewrite(place: Path, damage: Callable[[bytearray], None]) -> None:
+    data = bytearray(place.read_bytes())
+    damage(data)
+    place.unlink()
+    place.write_bytes(data)
+
+
 @pytest.mark.parametrize("damage", [damage_names, make_newer, damage_magic])
 def test_of_a_stream_that_cannot_be_read_all_that_its_tables_name_stays(
     repo: Path, cfsctl: Cfsctl, damage: Callable[[bytearray], None]
 ) -> None:
     before = model(repo, cfsctl).objects
-    place = content(repo, object_of(repo, "streams/refs/oci/three"))
-    data = bytearray(place.read_bytes())
-    damage(data)
-    place.unlink()
-    place.write_bytes(data)
+    rewrite(content(repo, object_of(repo, "streams/refs/oci/three")), damage)
     settle()
 
     assert collect(repo, keep_broken=True).problems
@@ -206,11 +209,7 @@ def test_what_a_damaged_stream_leads_to_stays_where_that_is_damaged_too(repo: Pa
     layers = [one for key, one in named_by(repo, manifest).items() if key.startswith("sha256:")]
     config = next(one for key, one in named_by(repo, manifest).items() if key.startswith("config:"))
     for damaged in (manifest, config, *layers):
-        place = content(repo, damaged)
-        data = bytearray(place.read_bytes())
-        damage_magic(data)
-        place.unlink()
-        place.write_bytes(data)
+        rewrite(content(repo, damaged), damage_magic)
     settle()
 
     assert collect(repo, keep_broken=True).problems
