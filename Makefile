@@ -12,12 +12,17 @@ SOURCES := $(shell find cfs_tags -name '*.py' -o -name py.typed)
 PIP := -m pip --disable-pip-version-check --no-input --quiet
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_ARGS ?= --runs 1000000
 
-.PHONY: help demo test soak large vm lint bench clean
+.PHONY: help demo docs packages test soak attack large vm lint bench clean
 help: ## show what there is
 	@echo 'make demo    run cfs-tag on a copy of the recorded host in examples/'
+	@echo 'make docs    the documentation as a site, in docs/_site'
+	@echo 'make packages sdist, wheel, one-file program, RPM and deb, in dist'
 	@echo 'make test    linters, types, import contracts and all tests'
 	@echo 'make soak    stop a collection everywhere, then collect beside pulls and tags for ten minutes (CFS_TAGS_SOAK_SECONDS)'
+	@echo 'make attack  exchange parts of a repository with links for ten minutes while every command works in it; needs root and cc'
+	@echo 'make fuzz    fuzz every parser: FUZZ_ARGS="--runs 1000000", or one, with options of libFuzzer: FUZZ_ARGS="grub -runs=100000"'
 	@echo 'make large   files beyond 8 GiB in, out and served: minutes, and 20 GB of disk in TMPDIR'
 	@echo 'make vm      the tests that need a kernel with fs-verity alone, in a QEMU machine'
 	@echo 'make lint    the linters, types and import contracts alone'
@@ -28,12 +33,27 @@ help: ## show what there is
 demo: $(VENV)/installed
 	@PATH="$(CURDIR)/$(IN):$$PATH" sh examples/demo.sh
 
+docs: $(VENV)/tools
+	$(IN)/python -m sphinx -W --keep-going -n -q -b html docs docs/_site
+	@echo 'docs/_site/index.html'
+
+packages: $(VENV)/installed
+	PYTHON=$(CURDIR)/$(IN)/python sh packaging/make dist $(PACKAGES)
+
+# a file stays with one process, so what its tests share is made once
 test: lint
-	$(IN)/python -m pytest $(PYTEST_ARGS)
+	$(IN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 soak: $(VENV)/tools
 	CFS_TAGS_EVERY_STOP=1 $(IN)/python -m pytest tests/gc/test_stops.py $(PYTEST_ARGS)
 	CFS_TAGS_SOAK_SECONDS=$${CFS_TAGS_SOAK_SECONDS:-600} $(IN)/python -m pytest tests/gc/test_beside.py -k waits_for_ever $(PYTEST_ARGS)
+
+attack: $(VENV)/tools
+	CFS_TAGS_ATTACK_SECONDS=$${CFS_TAGS_ATTACK_SECONDS:-300} $(IN)/python -m pytest -s tests/hostile/test_attack.py $(PYTEST_ARGS)
+
+fuzz: $(VENV)/tools
+	$(IN)/python $(PIP) install 'atheris>=3,<4'
+	cd tests && ../$(IN)/python -m fuzz.run $(FUZZ_ARGS)
 
 large: $(VENV)/tools
 	$(IN)/python -m pytest -m large tests/apps/test_large.py $(PYTEST_ARGS)
@@ -51,7 +71,7 @@ bench: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python bench/run.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH_VENV) build dist docs/_site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find cfs_tags tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # editable: the checkout is what runs

@@ -125,7 +125,7 @@ def _same(bench: Bench, repo: Path) -> None:
 
 
 def _beside(bench: Bench, ours: Path, theirs: Path) -> Iterator[Row]:
-    """While a collection runs: the memory of all its processes, and how long somebody waits for the lock."""
+    """While a collection runs: the memory of all its processes, and how long another process waits for the lock."""
     mine = watched([bench.program, "--repo", ours, "gc"], ours)
     other = watched([bench.cfsctl, "--repo", theirs, "--no-upgrade", "gc"], theirs)
     yield _memory("gc-memory", "cfs-tag gc", "cfsctl gc", mine, other)

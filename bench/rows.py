@@ -448,12 +448,57 @@ def migration(bench: Bench) -> Iterator[Row]:
     yield _by_time("migration", "migrate", ours, peer, found, 2.0, note=note)
 
 
+# -- history and retention ---------------------------------------------------------------------------------------------
+
+_MOVES = 10
+"""How often each tag moved."""
+
+
+def history(bench: Bench) -> Iterator[Row]:
+    """The log of a tag among many, and a policy over all tags."""
+    sizes = bench.sizes
+    source = bench.data.tags(sizes.images, sizes.tags)
+    names = tag_names(sizes.tags)
+    repo = bench.copied(source)
+    listed = bench.reading(bench.program, "--repo", repo, "list")
+    long = bench.reading(bench.program, "--repo", repo, "list", "--long")
+    instructions = bench.work / "moves"
+    for turn in range(_MOVES):
+        lines = (
+            f"move {name} {names[(number + turn + 1) % sizes.images]}\n" for number, name in enumerate(names[sizes.images :])
+        )
+        instructions.write_text("".join(lines))
+        bench.ours("--repo", repo, "update", "--stdin", stdin=instructions)
+    name = names[-1]
+    moves = json.loads(bench.launcher.output(bench.program, "--repo", repo, "log", name, "--json"))["result"]
+    if len(moves) < _MOVES:
+        raise BenchError("the log does not have what was moved")
+    entries = _MOVES * (sizes.tags - sizes.images)
+    what = f"{entries:,} entries in the log, {len(moves)} of them the tag's; {sizes.tags:,} tags"
+    found = compare(bench.reading(bench.program, "--repo", repo, "log", name), listed, sizes.pairs)
+    yield _by_time("history", "log", "cfs-tag log NAME", "cfs-tag list", found, 1.5, note=what)
+
+    policy = bench.work / "policy.toml"
+    for row, time in (("policy", "created"), ("policy-logged", "logged")):
+        rule = f'tags = ["*"]\nkeep-last = 3\nkeep-daily = 7\nkeep-tags = ["*:latest"]\ngroup-by = "rule"\ntime = "{time}"\n'
+        policy.write_text(f"[[rule]]\n{rule}")
+        checking = (bench.program, "--repo", repo, "policy", "check", "--file", policy)
+        rows = json.loads(bench.launcher.output(*checking, "--json"))["result"]
+        if len(rows) != sizes.tags:
+            raise BenchError("the policy does not say something of each tag")
+        dropped = sum(not row["reasons"] for row in rows)
+        found = compare(bench.reading(*checking), long, sizes.pairs)
+        what = f"{sizes.tags:,} tags, of which it drops {dropped:,}; times as {time}"
+        yield _by_time("history", row, "cfs-tag policy check", "cfs-tag list --long", found, 3.0, note=what)
+
+
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "noise": noise,
     "listing": listing,
     "starting": starting,
     "transactions": transactions,
     "deployments": deployments,
+    "history": history,
     "migration": migration,
 }
 """All groups of rows, in the order of the report."""

@@ -16,13 +16,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import collecting
-import report
 import rows as tags_and_deployments
 from datasets import Data
 from measure import BenchError, Launcher
 from rows import FULL, QUICK, Bench, Row
 
 import apps
+import report
 from support.peers import CFSCTL_VERSION, clean_environment, find_peer
 
 SCHEMA = 1

@@ -1,17 +1,17 @@
 """Refs and tags of composefs repositories: the typed API.
 
->>> from cfs_tags import Repository, tags, tagging          # doctest: +SKIP
+>>> from datetime import timedelta
+>>> from cfs_tags import Repository
 >>> with Repository.open("/sysroot/composefs", write=True) as repo:   # doctest: +SKIP
-...     tagging.create(repo, "quay.io/org/app:1", "@sha256:1f0c…")
-...     for tag in tags.list_tags(repo):
+...     repo.tags.create("quay.io/org/app:1", "@sha256:1f0c…", expires=timedelta(days=7))
+...     for tag in repo.tags.list("quay.io/*"):
 ...         print(tag.name, tag.digest)
 
-Modules, lower layers first: :mod:`cfs_tags.errors`, :mod:`cfs_tags.values`, ``cfs_tags.formats`` (bytes), ``cfs_tags.repo``
-(the disk), :mod:`cfs_tags.tags` and :mod:`cfs_tags.tagging`.
+:class:`Repository` has what the commands have.  What else is in the package may change with every version.
 """
 
-from cfs_tags.repo.store import ReadRepo, Repository, WriteRepo
+from cfs_tags.api.repository import Repository, WriteRepository
+from cfs_tags.tags.instructions import Instruction
+from cfs_tags.values import VERSION as __version__
 
-__all__ = ["ReadRepo", "Repository", "WriteRepo", "__version__"]
-
-__version__ = "0.1.0"
+__all__ = ["Instruction", "Repository", "WriteRepository", "__version__"]

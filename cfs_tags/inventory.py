@@ -10,20 +10,10 @@ from __future__ import annotations
 import re
 import sys
 from array import array
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
 
-from cfs_tags.formats import layout
-from cfs_tags.processes import look_in
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Sequence
-
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["LOOKERS", "Keys", "keys_of", "look_at", "names_of_objects", "object_directories"]
-
-F = TypeVar("F")
+from cfs_tags.repo import layout
+from cfs_tags.repo.store import ReadRepo
 
 LOOKERS = 4
 """Processes that look at objects: more than there are processors, often, because they wait for the disk at first."""
@@ -55,6 +45,13 @@ class Keys:
     def of(self, parent: str) -> set[int]:
         """Those in ``objects/<parent>``."""
         return set(self._arrays[int(parent, 16)])
+
+    def outside(self, parents: Sequence[str]) -> Iterator[int]:
+        """The keys of those in any directory but these."""
+        named = {int(parent, 16) for parent in parents}
+        for first, one in enumerate(self._arrays):
+            if first not in named:
+                yield from set(one)
 
     def __contains__(self, object_id: str) -> bool:
         # quick for many questions in the order of the ids
@@ -105,30 +102,8 @@ def keys_of(table: bytes, step: int) -> array[int]:
     return keys
 
 
-def look_at(directory: int, names: Sequence[str], facts: Callable[[os.stat_result], F]) -> list[F | None]:
-    """What the system says of files, in the order of their names; None for one that is gone: somebody else collects.
-
-    Args:
-        directory: a descriptor.
-        names: of files in it.
-        facts: takes what is asked for.
-    """
-    look = look_in(directory)
-    try:
-        # a million of them: nothing of this is a loop of Python's
-        return list(map(facts, map(look, names)))
-    except FileNotFoundError:
-        found: list[F | None] = []
-        for name in names:
-            try:
-                found.append(facts(look(name)))
-            except FileNotFoundError:
-                found.append(None)
-        return found
-
-
 def object_directories(repo: ReadRepo) -> list[str]:
-    """The directories of ``objects/`` that have objects in them, in order; other names there are nobody's business."""
+    """The directories of ``objects/`` that have objects in them, in order; other names there are not ours."""
     shape = re.compile("[0-9a-f]{2}", re.ASCII)
     return sorted(name for name in repo.names(layout.OBJECTS) or () if shape.fullmatch(name))
 
@@ -142,3 +117,11 @@ def names_of_objects(repo: ReadRepo, parent: str, names: list[str]) -> tuple[lis
         names = [name for name in names if shape.fullmatch(name)]
         keys = keys_of_names(parent, names, digits)
     return (names, keys) if keys is not None else ([], array("Q"))
+
+
+def about(repo: ReadRepo) -> int:
+    """How many objects there are, by the names in three of the directories: digests are spread evenly."""
+    parents = object_directories(repo)
+    some = parents[:: max(len(parents) // 3, 1)][:3]
+    seen = sum(len(repo.names(f"{layout.OBJECTS}/{parent}") or ()) for parent in some)
+    return seen * len(parents) // max(len(some), 1)

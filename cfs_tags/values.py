@@ -10,17 +10,32 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from cfs_tags.errors import InvalidDigest, InvalidTagName
+from cfs_tags.errors import InvalidDigest, UsageError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from datetime import datetime
 
-__all__ = ["MAX_NAME_BYTES", "Algorithm", "ContentId", "DeploymentId", "Digest", "ObjectId", "TagName", "encodable"]
+VERSION = "0.1.0"
+"""Of this package."""
+
+OWNERS = ("app", "bootc", "deployment", "pin", "foreign")
+"""Who may move or delete a ref: see ``tags/rows.py: owner_of``."""
 
 MAX_NAME_BYTES = 255
 """Longest file name on the file systems that matter (NAME_MAX), in bytes."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+LONGEST = 100 * 365 * 86400
+"""Seconds of the longest duration that anything takes: a hundred years."""
+_DURATION = re.compile(r"(?:\d{1,9}[smhdw])+", re.ASCII)
+
+
+def duration(text: str) -> int | None:
+    """Seconds in a duration: ``7d``, ``12h``, ``30m``, ``90s``, ``2w``, or several (``1d12h``); None where it is none."""
+    if _DURATION.fullmatch(text) is None:
+        return None
+    return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([smhdw])", text))
 
 
 def encodable(text: str) -> bool:
@@ -86,6 +101,13 @@ class Digest(_Checked):
             raise InvalidDigest(text=text, wanted="sha256: and 64 hexadecimal digits in lower case")
         return cls(text)
 
+    @classmethod
+    def of(cls, data: bytes, algorithm: str = "sha256") -> Digest:
+        """The digest of bytes."""
+        import hashlib
+
+        return cls(f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
+
     @property
     def algorithm(self) -> str:
         """The name before the colon, as ``hashlib`` knows it."""
@@ -141,31 +163,31 @@ class ContentId(_Checked):
 
     __slots__ = ()
 
-    _MANIFEST = "oci-manifest-"
-    _CONFIG = "oci-config-"
-    _LAYER = "oci-layer-"
-    _BLOB = "oci-blob-"
+    MANIFEST = "oci-manifest-"
+    CONFIG = "oci-config-"
+    LAYER = "oci-layer-"
+    BLOB = "oci-blob-"
     _KEPT = "cfs-tags-kept-"
 
     @classmethod
     def manifest(cls, digest: Digest) -> ContentId:
         """Where the manifest with that digest is kept."""
-        return cls(cls._MANIFEST + digest)
+        return cls(cls.MANIFEST + digest)
 
     @classmethod
     def config(cls, digest: Digest) -> ContentId:
         """Where the config with that digest is kept."""
-        return cls(cls._CONFIG + digest)
+        return cls(cls.CONFIG + digest)
 
     @classmethod
     def layer(cls, diff_id: Digest) -> ContentId:
         """Where the layer with that diff_id is kept."""
-        return cls(cls._LAYER + diff_id)
+        return cls(cls.LAYER + diff_id)
 
     @classmethod
     def blob(cls, digest: Digest) -> ContentId:
         """Where the layer of an artifact that is no tar is kept."""
-        return cls(cls._BLOB + digest)
+        return cls(cls.BLOB + digest)
 
     @classmethod
     def kept(cls, stream: ObjectId) -> ContentId:
@@ -180,9 +202,9 @@ class ContentId(_Checked):
     @property
     def manifest_digest(self) -> Digest | None:
         """The digest when this is a manifest with a well-formed one, else None."""
-        if not self.startswith(self._MANIFEST):
+        if not self.startswith(self.MANIFEST):
             return None
-        text = self[len(self._MANIFEST) :]
+        text = self[len(self.MANIFEST) :]
         return Digest(text) if Digest._SHAPE.fullmatch(text) is not None else None
 
 
@@ -200,11 +222,11 @@ class TagName(_Checked):
         """Check a name that is to be made.
 
         Raises:
-            InvalidTagName: names the rule that it breaks.
+            UsageError: names the rule that it breaks.
         """
         rule = cls._broken_rule(text)
         if rule is not None:
-            raise InvalidTagName(name=text, rule=rule)
+            raise UsageError("invalid-tag-name", name=text, rule=rule)
         return cls(text)
 
     @staticmethod
@@ -223,4 +245,43 @@ class TagName(_Checked):
         encoded = len(text.encode()) + 2 * (text.count("%") + text.count("/"))
         if encoded > MAX_NAME_BYTES:
             return f"takes {encoded} bytes once encoded, {MAX_NAME_BYTES} at most"
+        return None
+
+
+def instant_of(text: str | None) -> datetime | None:
+    """An instant (RFC 3339); None for any other text: one without a zone is no instant, it may be any of a whole day."""
+    from datetime import datetime
+
+    try:
+        found = datetime.fromisoformat(text or "")
+        return found if found.utcoffset() is not None else None
+    except ValueError:
+        return None
+
+
+_AGO = re.compile(r"(\d{1,9}) ?(second|minute|hour|day|week|month|year)s?(?: ago)?", re.ASCII)
+_WORDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800, "month": 2629746, "year": 31556952}
+
+
+def seconds_of(text: str) -> float | None:
+    """Seconds from 1970 to a time as people write it: ``2026-01-31``, ``2026-01-31T12:00:00Z``, ``yesterday``, ``2 days ago``,
+    or how long ago it was (``36h``); None for any other text.
+
+    A day stands for its beginning.  A time without a zone is that of the machine.
+    """
+    import time
+    from datetime import UTC, datetime, timedelta
+
+    now = time.time()
+    if (length := duration(text)) is not None:
+        return now - length
+    if (ago := _AGO.fullmatch(text)) is not None:
+        return now - int(ago[1]) * _WORDS[ago[2]]
+    try:
+        if text in ("now", "today", "yesterday"):
+            today = datetime.fromtimestamp(now, UTC).astimezone().date()
+            day = today - timedelta(days=text == "yesterday")
+            return now if text == "now" else datetime(day.year, day.month, day.day).timestamp()
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
         return None

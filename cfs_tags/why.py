@@ -1,32 +1,29 @@
-"""Why something is kept: every chain from a root to it, or that there is none and what kept it last.
+"""Why something is kept: every chain from a root to it, or, if there is none, the ref that kept it last.
 
 Exact: splitstreams are read as they are and EROFS images walked, nothing is guessed.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags import tags
-from cfs_tags.errors import AmbiguousName, CfsTagsError, NotFoundError, TargetNotFound
-from cfs_tags.formats import erofs, layout
-from cfs_tags.formats.erofswalk import image_refs
-from cfs_tags.reachability import EROFS_KEY, Links, Node, content_ids, mapped, read_node
-from cfs_tags.repo import contents, reflog, refs
+from cfs_tags.errors import CfsTagsError, TargetNotFound, UsageError
+from cfs_tags.formats import erofstree
+from cfs_tags.graph import Edge, Graph, Links, Visit, Way
+from cfs_tags.repo import images, layout, reflog, refs
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.repo.transaction.change import RefChange
+from cfs_tags.tags import rows
+from cfs_tags.tags.names import resolve
 from cfs_tags.values import ContentId, Digest, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from cfs_tags.formats.filetree import Directory, File
 
-    from cfs_tags.repo.refs import RefChange
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["MOST_CHAINS", "LastKept", "Step", "Why", "explain"]
-
-MOST_CHAINS = 100_000
-"""Chains that are told: a repository can be made that has more of them than fit into any memory."""
-_MOST_STEPS = 2_000_000
+_MOST_TRIED = 2_000_000
+"""Steps that are taken to find them."""
 _SHORTEST_PREFIX = 6
 
 
@@ -55,7 +52,7 @@ class LastKept(NamedTuple):
 class Why(NamedTuple):
     """The answer: what was asked for, whether it is live, all chains, and for something dead what kept it last.
 
-    ``objects`` are the objects that were meant; ``present`` says whether they are in the repository; ``problems`` what
+    ``objects`` are the objects that were asked about; ``present`` says whether they are in the repository; ``problems`` what
     could not be followed, so that a chain may be missing.
     """
 
@@ -68,32 +65,48 @@ class Why(NamedTuple):
     problems: tuple[str, ...]
 
 
-def explain(repo: ReadRepo, text: str, path: str | None = None, changes: Iterable[RefChange] = ()) -> Why:
+class Bounds(NamedTuple):
+    """How much of an answer is given: at most so many chains, and so many steps of all of them together.
+
+    A repository can have more chains than fit into memory, and a chain can be as long as there are streams.
+    """
+
+    chains: int = 100_000
+    steps: int = 250_000
+
+
+_USUAL = Bounds()
+
+
+def explain(
+    repo: ReadRepo, text: str, path: str | None = None, changes: Iterable[RefChange] = (), *, bounds: Bounds = _USUAL
+) -> Why:
     """Every chain from a root to something.
 
     Args:
         repo: where; the caller holds its lock shared.
         text: an object id, or at least six digits of one; a name in ``streams/``; a digest ``sha256:…`` of a manifest,
-            config or layer; a tag or anything else that :func:`cfs_tags.tags.resolve` knows.
-        path: of a file in the image that ``text`` names; then its content is meant.
+            config or layer; a tag or anything else that :func:`cfs_tags.tags.names.resolve` knows.
+        path: of a file in the image that ``text`` names: then the question is about its content.
         changes: of refs that a collection would make first: what only a ref keeps that runs out now is dead.
+        bounds: of the answer; one chain is given however long it is.
 
     Raises:
         TargetNotFound, TagNotFound: it stands for nothing.
-        AmbiguousName: a prefix fits several objects.
+        UsageError: a prefix fits several objects.
         DamagedError: the image of ``path`` cannot be read.
     """
-    links = Links(repo)
+    unread: list[str] = []
+    links = Links.read(repo, unread)
     wanted = _content(repo, text, path) if path is not None else _meant(repo, links, text)
     search = _Search(repo, links, wanted)
+    search.problems.update((message, message) for message in unread)
     links_of: dict[str, str | None] = dict(refs.everything(repo))
     changed = list(changes)
     links_of.update((change.path, change.new) for change in changed)
     # streams/ before images/
     found = search.chains(sorted(links_of.items(), key=lambda entry: (entry[0].startswith(layout.IMAGES), entry[0])))
-    chains = list(islice(found, MOST_CHAINS))
-    if next(found, None) is not None:
-        search.problems[""] = f"there are more than {MOST_CHAINS} chains: the others are left out"
+    chains = _bounded(found, bounds, search.problems)
     last = None
     if not chains:
         last = _last_kept(repo, search, changed)
@@ -108,62 +121,57 @@ def explain(repo: ReadRepo, text: str, path: str | None = None, changes: Iterabl
     )
 
 
-class _Stream(NamedTuple):
-    """A stream on the way: its own step, the wanted things that it names itself, and the streams that it leads to."""
-
-    step: Step
-    ends: tuple[Step, ...]
-    children: tuple[ObjectId, ...]
+def _bounded(found: Iterator[tuple[Step, ...]], most: Bounds, problems: dict[str, str]) -> list[tuple[Step, ...]]:
+    """The chains, up to the limits; a problem says so if there are more."""
+    chains: list[tuple[Step, ...]] = []
+    steps = 0
+    for chain in found:
+        steps += len(chain)
+        if len(chains) == most.chains or (chains and steps > most.steps):
+            given = f"{len(chains)} chains{'' if len(chains) == most.chains else f' of {most.steps} steps'}"
+            problems[""] = f"there are more than {given}: the others are left out"
+            break
+        chains.append(chain)
+    return chains
 
 
 class _Search:
-    """Finds the ways down to the wanted objects, reading each stream and image once.
+    """Finds the ways down to the wanted objects.
 
     First everything that the refs lead to is read, then only what leads to something wanted is walked again.  Nothing
     recurses, and a way never comes by the same stream twice: links, unlike digests, can make circles.
     """
 
     def __init__(self, repo: ReadRepo, links: Links, wanted: frozenset[ObjectId]) -> None:
-        self.problems = {message: message for message in links.problems}
+        self.problems: dict[str, str] = {}
+        self.links = links
         self._repo = repo
-        self._links = links
+        self._graph = Graph(repo, links, exact=True)
         self._wanted = wanted
-        self._raw = [bytes.fromhex(one) for one in wanted]
-        self._streams: dict[ObjectId, _Stream] = {}
-        self._images: dict[ObjectId, frozenset[ObjectId]] = {}
-        self._steps = 0
+        self._raw = [bytes.fromhex(one) for one in sorted(wanted)]
+        self._steps: dict[ObjectId, Step] = {}
+        self._ends: dict[tuple[Way, ObjectId], tuple[Step, ...]] = {}
+        self._tried = 0
 
     def chains(self, entries: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Step, ...]]:
         """All chains from refs, in the order of the refs."""
-        tops = [top for entry in entries for top in self._top(*entry)]
-        for ref, name, object_id in tops:
-            if ref.startswith(layout.STREAMS):
-                self._explore(object_id, name, ref)
+        tops = [(Step("ref", ref), edge) for ref, link in entries for edge in self._top(ref, link)]
+        for start, edge in tops:
+            self._explore(edge, start.name)
         leading = self._leading()
-        for ref, name, object_id in tops:
-            start = Step("ref", ref)
-            if ref.startswith(layout.IMAGES):
-                yield from ((start, *rest) for rest in self._from_image(name, object_id, ref))
-            elif object_id in leading:
-                yield from ((start, *rest) for rest in self._from_stream(object_id, leading))
+        for start, edge in tops:
+            if edge.way is Way.IMAGE:
+                yield from ((start, *rest) for rest in self._from_image(edge))
+            elif edge.target in leading:
+                yield from ((start, *rest) for rest in self._from_stream(edge.target, leading))
 
-    def leads(self, object_id: ObjectId, name: str, why: str) -> bool:
+    def leads(self, top: Edge, needed_by: str) -> bool:
         """Whether a stream leads to something wanted."""
-        self._explore(object_id, name, why)
-        seen = {object_id}
-        pending = [object_id]
-        while pending:
-            current = pending.pop()
-            found = self._streams[current]
-            if found.ends or current in self._wanted:
-                return True
-            new = [child for child in found.children if child not in seen]
-            seen.update(new)
-            pending.extend(new)
-        return False
+        self._explore(top, needed_by)
+        return any(edge.target in self._wanted or self._ends.get(edge[:2]) for edge in self._graph.reach(top))
 
-    def _top(self, ref: str, link: str | None) -> Iterator[tuple[str, str, ObjectId]]:
-        """The path of a ref, the name that it leads to, and the object of that."""
+    def _top(self, ref: str, link: str | None) -> Iterator[Edge]:
+        """What a ref leads to."""
         if link is None:
             return
         if not link:
@@ -171,50 +179,45 @@ class _Search:
             return
         try:
             name = layout.ref_target(ref, link)
-            of_image = ref.startswith(layout.IMAGES)
-            object_id = self._repo.image_object(name) if of_image else self._repo.stream_object(name)
+            edge = self.links.edge(ref.partition("/")[0], name)
         except CfsTagsError as error:
             self.problems[ref] = error.message
             return
-        if object_id is not None:
-            yield ref, name, object_id
+        if edge is not None:
+            yield edge
         else:
             self.problems[ref] = f"{ref} is dangling: {name} is not there"
 
-    def _explore(self, top: ObjectId, name: str, why: str) -> None:
-        """Read a stream and all that it leads to."""
-        pending = [(top, name, why)]
-        while pending:
-            object_id, name, why = pending.pop()
-            if object_id in self._streams:
-                continue
-            step = Step(_kind(name), name, object_id)
-            try:
-                node = read_node(self._repo, object_id, why)
-            except CfsTagsError as error:
-                self.problems[object_id] = error.message
-                self._streams[object_id] = _Stream(step, (), ())
-                continue
-            ends = [Step("object", one, one) for one in self._in_table(node)]
-            children: dict[ObjectId, str] = {}
-            for key, target in node.named:
-                if key.startswith(EROFS_KEY):
-                    if target in self._wanted:
-                        ends.append(Step("erofs", key, target))
-                    if target not in self._links.name_of:
-                        continue
-                for child, child_name in self._behind(key, target):
-                    children.setdefault(child, child_name)
-            self._streams[object_id] = _Stream(step, tuple(dict.fromkeys(ends)), tuple(children))
-            pending.extend((child, child_name, name) for child, child_name in children.items())
+    def _explore(self, top: Edge, needed_by: str) -> None:
+        """Read a stream or image and all that it leads to."""
+        self._graph.add(top, needed_by)
+        for visit in self._graph.walk():
+            edge = visit.edge
+            if edge.way is Way.STREAM:
+                self._steps[edge.target] = Step(_kind(edge.name), edge.name, edge.target)
+            if edge.way is not Way.OBJECT:
+                self._ends[edge[:2]] = tuple(self._ends_of(visit))
+            if visit.error is not None:
+                self.problems[edge.target] = visit.error.message
+
+    def _ends_of(self, visit: Visit) -> Iterator[Step]:
+        """The wanted things that a node itself names."""
+        for raw in self._raw:
+            at = visit.table.find(raw)
+            while at >= 0 and at % len(raw):
+                at = visit.table.find(raw, at + 1)
+            if at >= 0:
+                one = ObjectId.of_bytes(raw)
+                yield Step("object", one, one)
+        for edge in visit.edges:
+            if edge.way is Way.OBJECT and edge.target in self._wanted:
+                yield Step("erofs", edge.name, edge.target)
 
     def _leading(self) -> set[ObjectId]:
         """The streams that lead to something wanted, or are it."""
-        parents: dict[ObjectId, list[ObjectId]] = {}
-        for object_id, found in self._streams.items():
-            for child in found.children:
-                parents.setdefault(child, []).append(object_id)
-        pending = [one for one, found in self._streams.items() if found.ends or one in self._wanted]
+        parents = self._graph.parents()
+        streams = [(target, ends) for (way, target), ends in self._ends.items() if way is Way.STREAM]
+        pending = [target for target, ends in streams if ends or target in self._wanted]
         leading = set(pending)
         while pending:
             new = [parent for parent in parents.get(pending.pop(), ()) if parent not in leading]
@@ -234,49 +237,23 @@ class _Search:
                 continue
             if child in path or child not in leading:
                 continue
-            self._steps += 1
-            if self._steps > _MOST_STEPS:
+            self._tried += 1
+            if self._tried > _MOST_TRIED:
                 self.problems[""] = "the streams lead to each other in too many ways: some chains are left out"
                 return
-            found = self._streams[child]
-            path[child] = found.step
-            way = tuple(path.values())
+            path[child] = self._steps[child]
             if child in self._wanted:
-                yield way
-            for end in found.ends:
-                yield (*way, end)
-            stack.append(iter(found.children))
+                yield tuple(path.values())
+            for end in self._ends[Way.STREAM, child]:
+                yield (*path.values(), end)
+            edges = self._graph.edges[child]
+            stack.append(iter(dict.fromkeys(edge.target for edge in edges if edge.way is Way.STREAM)))
 
-    def _behind(self, key: str, target: ObjectId) -> Iterator[tuple[ObjectId, str]]:
-        named = content_ids(key)
-        yield target, self._links.name_of.get(target) or (named[0] if named else key)
-        for content_id in named:
-            linked = self._links.object_of.get(content_id)
-            if linked is not None and linked != target:
-                yield linked, content_id
-
-    def _in_table(self, node: Node) -> Iterator[ObjectId]:
-        size = self._repo.algorithm.size
-        for raw in self._raw:
-            at = node.table.find(raw)
-            while at >= 0 and at % size:
-                at = node.table.find(raw, at + 1)
-            if at >= 0:
-                yield ObjectId.of_bytes(raw)
-
-    def _from_image(self, name: str, object_id: ObjectId, why: str) -> Iterator[tuple[Step, ...]]:
-        step = Step("erofs", name, object_id)
-        if object_id in self._wanted:
+    def _from_image(self, edge: Edge) -> Iterator[tuple[Step, ...]]:
+        step = Step("erofs", edge.name, edge.target)
+        if edge.target in self._wanted:
             yield (step,)
-        if object_id not in self._images:
-            try:
-                with mapped(self._repo, object_id, why) as data:
-                    self._images[object_id] = self._wanted.intersection(image_refs(bytes(data), self._repo.algorithm))
-            except CfsTagsError as error:
-                self.problems[object_id] = error.message
-                self._images[object_id] = frozenset()
-        for one in sorted(self._images[object_id]):
-            yield (step, Step("object", one, one))
+        yield from ((step, end) for end in self._ends[edge[:2]])
 
 
 def _kind(name: str) -> str:
@@ -286,24 +263,21 @@ def _kind(name: str) -> str:
     return "stream"
 
 
-# -- what is meant -----------------------------------------------------------------------------------------------------
+# -- which objects are asked about --------------------------------------------------------------------------------------
 
 
 def _meant(repo: ReadRepo, links: Links, text: str) -> frozenset[ObjectId]:
-    if text in links.object_of:
-        return frozenset((links.object_of[text],))
+    named = links.object_of(text)
+    if named is not None:
+        return frozenset((named,))
     digits = repo.algorithm.hex_length
-    if _SHORTEST_PREFIX <= len(text) <= digits and set(text) <= set("0123456789abcdef") and tags.find(repo, text) is None:
+    if _SHORTEST_PREFIX <= len(text) <= digits and set(text) <= set("0123456789abcdef") and rows.find(repo, text) is None:
         return frozenset((_object(repo, text),))
-    if text.startswith("sha256:") and tags.find(repo, text) is None:
-        found = {
-            links.object_of[name]
-            for kind in ("manifest", "config", "layer", "blob")
-            if (name := f"oci-{kind}-{text}") in links.object_of
-        }
-        if found:
-            return frozenset(found)
-    digest = tags.resolve(repo, text, ended=True)
+    if text.startswith("sha256:") and rows.find(repo, text) is None:
+        found = (links.object_of(f"oci-{kind}-{text}") for kind in ("manifest", "config", "layer", "blob"))
+        if there := frozenset(one for one in found if one is not None):
+            return there
+    digest = resolve(repo, text, ended=True)
     object_id = repo.stream_object(ContentId.manifest(digest))
     if object_id is None:
         raise TargetNotFound(kind="manifest", name=digest)
@@ -318,32 +292,48 @@ def _object(repo: ReadRepo, prefix: str) -> ObjectId:
     if not found:
         raise TargetNotFound(kind="object", name=prefix)
     if len(found) > 1:
-        raise AmbiguousName(name=prefix, candidates=tuple(found))
+        raise UsageError("ambiguous-name", name=prefix, candidates=tuple(found))
     return ObjectId.parse(found[0], repo.algorithm)
 
 
 def _content(repo: ReadRepo, text: str, path: str) -> frozenset[ObjectId]:
-    """The object that holds the content of a file in an image."""
+    """The object that holds the content of a file in an image, by its EROFS image, or its layers where there is none."""
     image = _image(repo, text)
-    with mapped(repo, image, text) as data:
-        node = erofs.read_path(data, path)
-    if node is None or node.object is None:
-        kind = "file" if node is None else "file with content of its own (small ones are in the image itself)"
-        raise TargetNotFound(kind=kind, name=path)
-    return frozenset((node.object,))
+    if image is not None:
+        with repo.map(image, text) as data:
+            node = erofstree.read_path(data, path)
+        found, content = node is not None, node.object if node is not None else None
+    else:
+        found, content = _in_layers(repo, text, path)
+    if content is None:
+        kind = "file with content of its own (small ones are in the image itself)" if found else "file"
+        raise TargetNotFound(kind=kind, name=path, where=f"the image of {text}")
+    return frozenset((content,))
 
 
-def _image(repo: ReadRepo, text: str) -> ObjectId:
+def _image(repo: ReadRepo, text: str) -> ObjectId | None:
     try:
         found = repo.image_object(text) if "/" not in text else None
         if found is not None:
             return found
     except CfsTagsError:
         pass
-    erofs_ids = contents.load(repo, tags.resolve(repo, text, ended=True)).erofs
-    for key in sorted(erofs_ids, key=lambda key: key.startswith(contents.BOOT_KEY)):
-        return erofs_ids[key]
-    raise TargetNotFound(kind="EROFS image of", name=text)
+    erofs_ids = images.load(repo, resolve(repo, text, ended=True)).erofs
+    return next((erofs_ids[key] for key in sorted(erofs_ids, key=lambda key: key.startswith(images.BOOT_KEY))), None)
+
+
+def _in_layers(repo: ReadRepo, text: str, path: str) -> tuple[bool, ObjectId | None]:
+    """Whether there is a file of that path, and the object of its content."""
+    from cfs_tags.diff import laid
+
+    folder: Directory | None = laid(repo, images.load(repo, resolve(repo, text, ended=True)), text)
+    file: File | None = None
+    for name in filter(None, os.fsencode(path).split(b"/")):
+        if folder is None or name not in folder.names():
+            return False, None
+        file, folder = folder.file(name)
+    content = file.content if file is not None else None
+    return True, content if isinstance(content, ObjectId) else None
 
 
 # -- what was ----------------------------------------------------------------------------------------------------------
@@ -363,9 +353,9 @@ def _last_kept(repo: ReadRepo, search: _Search, changes: Iterable[RefChange]) ->
         if digest is None:
             continue
         try:
-            object_id = repo.stream_object(ContentId.manifest(digest))
-        except (CfsTagsError, NotFoundError):
+            edge = search.links.edge(layout.STREAMS, ContentId.manifest(digest))
+        except CfsTagsError:
             continue
-        if object_id is not None and search.leads(object_id, ContentId.manifest(digest), entry.ref):
+        if edge is not None and search.leads(edge, entry.ref):
             return LastKept(entry.ref, digest, entry.time, entry.action, entry.by)
     return None

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import sys
 
-from cfs_tags import Repository, tags
+from cfs_tags import Repository
 from cfs_tags.errors import CfsTagsError, printable
-from cfs_tags.repo import contents
 
 
 def main(path: str) -> int:
     """Print a line for each tag: name, owner, digest, number of layers."""
     with Repository.open(path) as repo:
-        for tag in tags.list_tags(repo, owners=["app", "bootc"]):
+        for tag in repo.tags.list(owners=["app", "bootc"]):
             if tag.digest is None or tag.problem is not None:
                 print(f"{printable(tag.name)}  {tag.owner}  broken: {tag.problem}")
                 continue
-            image = contents.load(repo, tag.digest)
+            image = repo.image(f"@{tag.digest}")
             print(f"{printable(tag.name)}  {tag.owner}  {tag.digest}  {len(image.layers)} layers")
     return 0
 

@@ -10,33 +10,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from cfs_tags import ReadRepo, Repository, tagging, tags
+from cfs_tags import Instruction, Repository
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.repo.refs import ABSENT, Note
-from cfs_tags.tagging import Instruction
+
+ABSENT = "absent"
 
 
-def release(repo: ReadRepo, apps: list[str]) -> Iterator[Instruction]:
+def release(repo: Repository, apps: list[str]) -> Iterator[Instruction]:
     """The instructions: each says what it expects."""
     for app in apps:
-        candidate = tags.resolve(repo, f"{app}:candidate")
-        stable = tags.find(repo, f"{app}:stable")
+        candidate = repo.tags.resolve(f"{app}:candidate")
+        stable = repo.tags.get(f"{app}:stable")
         yield Instruction("set", f"{app}:stable", f"@{candidate}", expected=stable.value if stable else ABSENT)
         if stable is not None:
-            yield Instruction("set", f"{app}:previous", f"@{tags.digest_of(stable)}")
+            yield Instruction("set", f"{app}:previous", f"@{stable.value}")
         yield Instruction("delete", f"{app}:candidate", expected=candidate)
 
 
 def main(path: str, *apps: str) -> int:
     """Print what was done to each tag."""
     with Repository.open(path, write=True) as repo:
-        # called with the locks held; the plan is a value, and printing it instead would be a dry run
-        made, outcome = tagging.apply(
-            repo, lambda: tagging.plan(repo, release(repo, list(apps))), Note(reason=f"release of {', '.join(apps)}")
-        )
-    for error in outcome.abandoned:
-        print(f"found first: {error}")
-    for result in made.results:
+        made = repo.tags.update(release(repo, list(apps)), reason=f"release of {', '.join(apps)}")
+        for error in repo.recovered:
+            print(f"found first: {error}")
+    for result in made:
         print(f"{result.name}: {result.done}, now {result.new or ABSENT}")
     return 0
 

@@ -8,18 +8,16 @@ collector takes anything of the deployment, whatever becomes of tags, origin fil
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
-from cfs_tags import Repository, deploying
+from cfs_tags import Repository
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.repo.refs import Note
-from cfs_tags.values import DeploymentId, Digest
 
 
 def main(sysroot: str, deployment: str, manifest: str) -> int:
     """Print the refs that were made."""
     with Repository.open(f"{sysroot}/composefs", write=True) as repo:
-        name = DeploymentId.parse(deployment, repo.algorithm)
-        made = deploying.create(repo, name, Digest.parse(manifest), note=Note(reason="staged", by="updater"), timeout=60)
+        made = repo.deployments.create(deployment, f"@{manifest}", reason="staged", by="updater", timeout=timedelta(minutes=1))
         for change in made.changes:
             print(f"{change.path} -> {change.new}")
         if not made.changes:

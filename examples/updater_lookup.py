@@ -8,29 +8,24 @@ from __future__ import annotations
 import sys
 
 from cfs_tags import Repository
-from cfs_tags.deployments import list_deployments, select
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.lookup import look_up
-from cfs_tags.repo import contents
-from cfs_tags.sysroot import Sysroot, SysrootView
 
 
 def main(sysroot: str, deployment: str | None = None) -> int:
     """Print what a deployment was made from."""
     with Repository.open(f"{sysroot}/composefs") as repo:
-        view = SysrootView.read(Sysroot.find(sysroot), repo.algorithm)
-        rows = list_deployments(repo, view)
         if deployment is None:
-            for row in rows:
+            for row in repo.deployments.list():
                 health = ", ".join(finding.code for finding in row.health) or "ok"
                 print(f"{row.id}  {row.state}  {row.image}  {row.ref}  {health}")
             return 0
-        found = look_up(repo, view, select(rows, deployment).id)
+        found = repo.deployments.look_up(deployment)
         if found.digest is None:
             print("several manifests fit:" if found.ambiguous else "no manifest:", *found.candidates, *found.notes, sep="\n  ")
             return 4
-        image = contents.load(repo, found.digest)
-        print(f"manifest {found.digest} (by {found.source}), {len(contents.raw_manifest(repo, found.digest))} bytes")
+        name = f"@{found.digest}"
+        image = repo.image(name)
+        print(f"manifest {found.digest} (by {found.source}), {len(repo.raw(name, 'manifest'))} bytes")
         print(f"config {image.manifest.config.digest}")
         for layer in image.layers:
             print(f"layer {layer.diff_id}")

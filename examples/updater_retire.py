@@ -8,25 +8,20 @@ command line, no mount, no /run and no mounted ESP that could have it.
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 
-from cfs_tags import Repository, deploying
+from cfs_tags import Repository
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.repo.refs import Note
-from cfs_tags.sysroot import Sysroot, SysrootView
 
 
 def main(sysroot: str, deployment: str, running: str = "") -> int:
     """Print what became of the ref; the exit status is 1 where it was kept."""
-    without = ("esp", "run", "kernel") if running == "not-running" else ()
-    with Repository.open(f"{sysroot}/composefs", write=True) as repo:
-        name = deploying.referred_by(repo, deployment)
-
-        def read() -> SysrootView:
-            return SysrootView.read(Sysroot.find(sysroot, without=without), repo.algorithm)
-
+    where = "none" if running == "not-running" else None
+    with Repository.open(f"{sysroot}/composefs", write=True, esp=where, run=where, booted=where) as repo:
         # the updater knows that it is gone: there is no moment to wait for
-        note = Note(reason="removed", by="updater")
-        made = deploying.retire(repo, read, [name], grace=0, note=note, timeout=60)
+        made = repo.deployments.retire(
+            deployment, grace=timedelta(0), reason="removed", by="updater", timeout=timedelta(minutes=1)
+        )
     for row in made.rows:
         print(f"{row.id}: {row.done}: {row.reason}")
     return 0 if all(row.done == "retired" for row in made.rows) else 1

@@ -32,6 +32,12 @@ settings.load_profile("cfs-tags")
 # Where the run was started in the background, interrupts are ignored, in all that it starts, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# pytest imports readline, which puts COLUMNS where os.environ does not see it and every child does.
+os.unsetenv("COLUMNS")
+os.unsetenv("LINES")
+# A pager would wait for a key.
+os.environ["PAGER"] = "cat"
+
 
 class NewRepo(Protocol):
     """Makes repositories: see :func:`new_repo`."""
@@ -86,6 +92,18 @@ def crane() -> Path:
 def conformance() -> Path:
     """The path of the conformance suite of the OCI distribution specification."""
     return peer_or_skip("conformance")
+
+
+@pytest.fixture(scope="session")
+def registry() -> Path:
+    """The path of distribution's registry."""
+    return peer_or_skip("registry")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """The path of a browser."""
+    return peer_or_skip("chromium")
 
 
 # -- repositories ------------------------------------------------------------------------------------------------------

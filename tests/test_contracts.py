@@ -6,6 +6,7 @@ Each rule is tried on a piece of code that breaks it, too, so that a check that 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import sysconfig
@@ -38,6 +39,21 @@ PATH_CHANGES = {
     *("chmod", "lchmod", "renameat2", "syncfs"),
 }
 WRITING_MODULES = {"shutil", "tempfile"}
+
+# what stands in one module alone: the name that it has there is what others use
+HOMES = {
+    "cfs_tags/formats/boot/paths.py": (
+        *("localhost/bootc-", "bootc_composefs-", "state/deploy", "state/boot", "loader/entries", "loader/addons", "EFI/Linux"),
+        *("user.cfg", "grub.cfg", "grubenv", "staged-deployment", ".origin", ".imginfo", "/sysroot"),
+    ),
+    "cfs_tags/values.py": ("oci-manifest-", "oci-config-", "oci-layer-", "oci-blob-", "cfs-tags-kept-"),
+    "cfs_tags/formats/oci.py": ("application/vnd.", "org.opencontainers.", "io.containerd."),
+    "cfs_tags/repo/layout.py": ("streams/refs", "images/refs", "oci-referrers"),
+    "cfs_tags/repo/images.py": ("composefs.image",),
+}
+# the operations that tests stop and let fail
+FOR_TESTS = {"cfs_tags/repo/fsops.py: MUTATING"}
+OTHER_WORDS = ("cfs-tags.manifest.original",)
 
 Finder = Callable[[ast.Module], Iterator[tuple[int, str]]]
 
@@ -128,6 +144,79 @@ def imports_an_operation(code: ast.Module) -> Iterator[tuple[int, str]]:
             yield line, f"from {module} import {name}"
 
 
+def texts(code: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of every piece of text that is a word: no documentation, no sentence."""
+    said = {id(node.value) for node in ast.walk(code) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Constant) and id(node) not in said:
+            text = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
+            if isinstance(text, str) and not any(character.isspace() for character in text.strip()):
+                yield node.lineno, text
+
+
+def at_home(home: str | None) -> Finder:
+    """Finds words whose home is another module."""
+
+    def rule(code: ast.Module) -> Iterator[tuple[int, str]]:
+        foreign = [word for path, words in HOMES.items() if path != home for word in words]
+        for line, text in texts(code):
+            plain = text.replace("\\.", ".").replace("%2F", "/")
+            if plain not in OTHER_WORDS and any(word in plain for word in foreign):
+                yield line, repr(text)
+
+    return rule
+
+
+def dotted(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def public_names(code: ast.Module) -> Iterator[str]:
+    """Functions, classes and values of a module whose names do not start with an underscore."""
+    for node in code.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names = [name]
+            case ast.Assign(targets=targets):
+                names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            case _:
+                continue
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def own_uses(code: ast.Module) -> set[str]:
+    """Names that a module reads."""
+    return {node.id for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def uses(code: ast.Module) -> Iterator[tuple[str, str]]:
+    """Module and name of what a module takes from others: imported, or as an attribute of a module."""
+    modules: dict[str, set[str]] = {}
+    for _, module, name in imports(code):
+        yield module, name
+        modules.setdefault(name or module, set()).add(f"{module}.{name}" if name else module)
+    for node in ast.walk(code):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                modules.setdefault(alias.asname or alias.name, set()).add(f"{node.module}.{alias.name}")
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            for module in (owner, *modules.get(owner, ())):
+                yield module, node.attr
+
+
+def annotated(code: ast.Module) -> set[str]:
+    """Names in annotations: what functions take and give, and what values hold."""
+    found: set[str] = set()
+    for node in ast.walk(code):
+        for place in ("annotation", "returns"):
+            annotation = getattr(node, place, None)
+            if isinstance(annotation, ast.expr):
+                found.update(re.findall(r"\w+", ast.unparse(annotation)))
+    return found
+
+
 def findings(rule: Finder, path: str) -> list[str]:
     code = ast.parse((ROOT / path).read_text(), path)
     return [f"{path}:{line}: {what}" for line, what in sorted(rule(code))]
@@ -136,6 +225,58 @@ def findings(rule: Finder, path: str) -> list[str]:
 @pytest.mark.parametrize("path", LIBRARY)
 def test_only_the_command_line_prints_exits_or_reads_the_environment(path: str) -> None:
     assert findings(talks_or_exits, path) == []
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_a_path_a_prefix_and_a_media_type_are_written_once(path: str) -> None:
+    assert findings(at_home(path), path) == []
+
+
+@pytest.mark.parametrize("path", HOMES)
+def test_what_has_a_home_is_there(path: str) -> None:
+    found = [text for _, text in texts(ast.parse((ROOT / path).read_text()))]
+
+    assert [word for word in HOMES[path] if not any(word in text for text in found)] == []
+
+
+def test_a_public_name_is_used_by_another_module_or_documented() -> None:
+    """Or it is the type of something that is. A test may look at what its module uses itself, and needs nothing made for it."""
+    codes = {path: ast.parse((ROOT / path).read_text()) for path in MODULES}
+    tests = [ast.parse(path.read_text()) for folder in ("tests", "bench", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    examples = [ast.parse(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
+    used = {(module, name) for path, code in codes.items() for module, name in uses(code) if module != dotted(path)}
+    used.update(use for code in examples for use in uses(code))
+    looked_at = {use for code in tests for use in uses(code)}
+    documented = set(re.findall(r"\w+", (ROOT / "docs/python.md").read_text() + (ROOT / "README.md").read_text()))
+    types = set[str]().union(*map(annotated, codes.values()))
+
+    unused = [
+        f"{path}: {name}"
+        for path, code in codes.items()
+        for name in public_names(code)
+        if (dotted(path), name) not in used
+        and name not in documented | types
+        and not (name in own_uses(code) and (dotted(path), name) in looked_at)
+    ]
+
+    assert set(unused) - FOR_TESTS == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "used"),
+    [
+        ("from cfs_tags.x import y", ("cfs_tags.x", "y")),
+        ("from cfs_tags import x\nx.y()", ("cfs_tags.x", "y")),
+        ("from cfs_tags import x as z\nz.y()", ("cfs_tags.x", "y")),
+        ("def f():\n    import cfs_tags.x\n    return cfs_tags.x.y", ("cfs_tags.x", "y")),
+    ],
+)
+def test_each_way_to_use_a_name_is_seen(code: str, used: tuple[str, str]) -> None:
+    assert used in set(uses(ast.parse(code)))
+    assert own_uses(ast.parse("a = b")) == {"b"}
+    public = "A = 1\nB: int = 2\n_C = 3\ndef f(): ...\ndef _g(): ...\nclass D: ..."
+    assert list(public_names(ast.parse(public))) == ["A", "B", "f", "D"]
+    assert annotated(ast.parse("def f(a: A) -> list[B]: ...")) == {"A", "list", "B"}
 
 
 @pytest.mark.parametrize("path", [name for name in MODULES if name != "cfs_tags/repo/fsops.py"])
@@ -180,6 +321,12 @@ def test_every_public_function_of_fsops_that_changes_the_disk_can_be_interrupted
         (changes_the_disk, "import tempfile"),
         (changes_the_disk, "libc.renameat2(1, b'a', 1, b'b', 2)"),
         (imports_an_operation, "from cfs_tags.repo.fsops import rename"),
+        (at_home(None), "path = f'{root}/state/deploy/{name}'"),
+        (at_home(None), "known = name.startswith('oci-manifest-')"),
+        (at_home(None), "re.compile(r'x/\\1\\.origin')"),
+        (at_home(None), "tag = 'localhost%2Fbootc-sha256:'"),
+        (at_home(None), "kind = b'application/vnd.oci.image.layer.v1.tar'"),
+        (at_home("cfs_tags/values.py"), "a, b = 'oci-layer-', 'streams/refs/oci'"),
     ],
 )
 def test_each_rule_finds_what_breaks_it(rule: Finder, code: str) -> None:
@@ -206,3 +353,10 @@ def test_a_module_imports_lower_layers_only() -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_test_that_holds_an_invariant_is_there() -> None:
+    named = re.findall(r"`(tests/\S+\.py)`", (ROOT / "docs/invariants.md").read_text())
+
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).is_file()] == []

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import Repository, tags
+from cfs_tags import Repository
+from cfs_tags.tags import history
 from support.peers import Cfsctl
 from support.stock import link_to
 from support.trees import tree, unpack
@@ -96,6 +97,6 @@ def test_a_release_moves_everything_or_nothing(composefs: Path, cfsctl: Cfsctl) 
         "web:candidate": None,
     }
     with Repository.open(composefs) as repo:
-        newest = tags.log(repo, "web:stable")[0]
+        newest = history.log(repo, "web:stable")[0]
     assert newest.entry.reason == "release of web, db"
     cfsctl.assert_healthy(composefs)

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from cfs_tags.errors import InvalidArgument, PlatformNotFound
-from cfs_tags.formats.oci import Platform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cfs_tags.formats.oci import Descriptor, ImageConfig
-
-__all__ = ["choose", "fits", "images_of", "of_config", "parse", "shown", "this_machine"]
+from cfs_tags.errors import UsageError
+from cfs_tags.formats.oci import Descriptor, ImageConfig, Platform
 
 # what uname says, as Go says it
 _MACHINES = {
@@ -46,11 +39,13 @@ def parse(text: str) -> Platform:
     """``OS/ARCH[/VARIANT]``, such as ``linux/arm64`` or ``linux/arm/v7``.
 
     Raises:
-        InvalidArgument: it is something else.
+        UsageError: it is something else.
     """
     parts = text.split("/")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isprintable() and part for part in parts):
-        raise InvalidArgument(argument="--platform", value=text, reason="is not OS/ARCH[/VARIANT], such as linux/arm64")
+        raise UsageError(
+            "invalid-argument", argument="platform", value=text, reason="is not OS/ARCH[/VARIANT], such as linux/arm64"
+        )
     return Platform(parts[1], parts[0], parts[2] if len(parts) == 3 else None)
 
 
@@ -74,26 +69,34 @@ def fits(wanted: Platform, found: Platform) -> bool:
     return (wanted.os, wanted.architecture, _variant(wanted)) == (found.os, found.architecture, _variant(found))
 
 
-def images_of(manifests: Sequence[Descriptor]) -> list[Descriptor]:
-    """The entries of an index that are images for a platform: not attestations, which say ``unknown/unknown``."""
-    return [entry for entry in manifests if entry.platform is not None and entry.platform.os not in ("", "unknown")]
+def key(platform: Platform) -> tuple[str, str, str | None, str | None]:
+    """Equal for equal platforms, whether or not a variant is named that every machine has."""
+    return platform.os, platform.architecture, _variant(platform), platform.os_version
 
 
-def choose(manifests: Sequence[Descriptor], wanted: Platform, target: str) -> Descriptor:
-    """The image of an index that is for a platform: the first that fits it, as skopeo and podman choose.
+def with_platform(manifests: Sequence[Descriptor]) -> list[Descriptor]:
+    """The entries of an index that are for a platform: not attestations, which say ``unknown/unknown``."""
+    none = ("", "unknown")
+    return [
+        entry
+        for entry in manifests
+        if entry.platform is not None and entry.platform.os not in none and entry.platform.architecture not in none
+    ]
+
+
+def fitting(manifests: Sequence[Descriptor], wanted: Platform) -> list[Descriptor]:
+    """The entries of an index that are for a platform, the best first, as skopeo and podman choose.
 
     An arm machine without an image for its own variant takes one for an older one.
-
-    Raises:
-        PlatformNotFound: there is none; names those there are.
     """
-    images = images_of(manifests)
-    for platform in _fallbacks(wanted):
-        for entry in images:
-            if entry.platform is not None and fits(platform, entry.platform):
-                return entry
-    platforms = tuple(dict.fromkeys(shown(entry.platform) for entry in images))
-    raise PlatformNotFound(target=target, wanted=shown(wanted), platforms=platforms)
+    known = with_platform(manifests)
+    places = [
+        place
+        for platform in _fallbacks(wanted)
+        for place, entry in enumerate(known)
+        if entry.platform is not None and fits(platform, entry.platform)
+    ]
+    return [known[place] for place in dict.fromkeys(places)]
 
 
 def _variant(platform: Platform) -> str | None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import complete, output, sysroots
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, seconds
-from cfs_tags.cli.session import note
+from cfs_tags.cli.changes import said, told
+from cfs_tags.cli.options import Change
 from cfs_tags.errors import printable
 
 if TYPE_CHECKING:
-    from cfs_tags.binding import BindPlan
+    from cfs_tags.host.bound import BindPlan
 
 
 def command(
@@ -25,14 +25,9 @@ def command(
             help="An id or its prefix, booted, staged or rollback; all without it.",
         ),
     ] = None,
-    boot: sysroots.Boot = None,
-    esp: sysroots.Esp = None,
-    run: sysroots.Run = None,
-    booted: sysroots.Booted = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 30.0,
-    as_json: Json = False,
+    *,
+    places: sysroots.Places,
+    how: Change,
 ) -> None:
     """Keep the app images that a deployment is bound to as long as the deployment.
 
@@ -44,31 +39,17 @@ def command(
       cfs-tag bind booted
       cfs-tag bind --dry-run --json
     """
-    from cfs_tags import binding
-    from cfs_tags.deployments import list_deployments, select
-
-    timeout = seconds(lock_timeout)
-    session = ctx.obj
-    made: list[BindPlan] = []
-    with session.open(write=True) as repo:
-        rows = list_deployments(repo, sysroots.view_of(session, repo, boot, esp, run, booted))
-        chosen = [select(rows, deployment)] if deployment is not None else [row for row in rows if row.state != "gone"]
-        for row in chosen:
-            if deployment is None and repo.image_object(row.id) is None:
-                continue
-            if dry_run:
-                made.append(binding.plan_bind(repo, row.id))
-            else:
-                made.append(binding.bind(repo, row.id, note=note(reason), timeout=timeout))
-    if as_json:
-        output.document("bind", {"dry_run": dry_run, "deployments": [_facts(plan) for plan in made]})
+    with ctx.obj.open(places, write=True, dry_run=how.dry_run) as repo:
+        made = repo.deployments.bind(deployment, **told(how))
+    if how.as_json:
+        output.document("bind", {"dry_run": how.dry_run, "deployments": [_facts(plan) for plan in made]})
         return
     shown = [
-        (plan.id, printable(row.name), row.done, row.digest or printable(row.reason or ""))
+        (plan.id, printable(row.name), said(row.done, how.dry_run), row.digest or printable(row.reason or ""))
         for plan in made
         for row in plan.rows
     ]
-    output.table(("DEPLOYMENT", "IMAGE", "RESULT", "MANIFEST"), shown)
+    output.table(("DEPLOYMENT", "IMAGE", "RESULT", "MANIFEST"), shown, "no deployment is bound to an app image")
 
 
 def _facts(plan: BindPlan) -> dict[str, Any]:

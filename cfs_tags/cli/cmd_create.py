@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cfs_tags.cli import complete
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, duration, excluding, owners, seconds
-from cfs_tags.errors import CommandLineError, printable
+from cfs_tags.cli import complete, sysroots
+from cfs_tags.cli.options import Change, Owners, duration, excluding, owners
+from cfs_tags.errors import CfsTagsError, UsageError, printable
+
+if TYPE_CHECKING:
+    from cfs_tags import WriteRepository
+    from cfs_tags.cli.session import Session
 
 
 def command(
@@ -22,16 +26,18 @@ def command(
             metavar="TARGET",
             autocompletion=complete.names,
             show_default=False,
-            help="What it names: a tag, @sha256:DIGITS, @deployment/ID, @trash/NAME or NAME@{N}.",
+            help="What it names: a tag, @sha256:DIGITS, @deployment/ID, @booted, @staged, @rollback, @trash/NAME, NAME@{N} or "
+            "NAME@{TIME}.",
         ),
     ] = None,
     deployment: Annotated[
         str | None,
         typer.Option(
             metavar="ID",
-            autocompletion=complete.deployments,
+            autocompletion=complete.deployments_and_states,
             show_default=False,
-            help="Make the ref of a deployment; without TARGET it is looked up.",
+            help="Make the ref of a deployment: its whole id, or, of one that is there, the start of it, booted, staged or "
+            "rollback. Without TARGET it is looked up.",
         ),
     ] = None,
     bind: Annotated[bool, typer.Option("--bind", help="With --deployment: its bound app images, too.")] = False,
@@ -45,10 +51,9 @@ def command(
     shared: Annotated[bool, typer.Option("--shared", help="Seen by cfsctl and bootc, whatever the image.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Seen by cfs-tag alone.")] = False,
     owner: Owners = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 30.0,
-    as_json: Json = False,
+    *,
+    places: sysroots.Places,
+    how: Change,
 ) -> None:
     """Make a tag, or move one; or make the ref of a deployment.
 
@@ -66,6 +71,7 @@ def command(
       cfs-tag create build/4711 quay.io/org/app:1.3 --expires 7d
       cfs-tag create quay.io/org/app:1.3 @sha256:9e9675 --expect absent
       cfs-tag create --deployment 6c19d984f340… @sha256:02aeae
+      cfs-tag create --deployment staged --bind
     """
     if deployment is not None:
         excluding(ctx, deployment=deployment, shared=shared)
@@ -73,72 +79,61 @@ def command(
         excluding(ctx, deployment=deployment, expires=expires)
         excluding(ctx, deployment=deployment, expect=expect)
         if target is not None:
-            raise CommandLineError(command=ctx.command_path, text="--deployment takes a TARGET and no NAME")
-        _deployment(ctx, deployment, name, force, bind, dry_run, reason, lock_timeout, as_json)
+            raise UsageError("command-line", command=ctx.command_path, text="--deployment takes a TARGET and no NAME")
+        _deployment(ctx.obj, places, deployment, name, force, bind, how)
         return
+    for option, value in places._asdict().items():
+        if value is not None:
+            raise UsageError("command-line", command=ctx.command_path, text=f"--{option} goes with --deployment")
     if bind:
-        raise CommandLineError(command=ctx.command_path, text="--bind goes with --deployment")
+        raise UsageError("command-line", command=ctx.command_path, text="--bind goes with --deployment")
     if name is None or target is None:
-        raise CommandLineError(command=ctx.command_path, text=f"Missing argument {'NAME' if name is None else 'TARGET'!r}.")
+        raise UsageError(
+            "command-line", command=ctx.command_path, text=f"Missing argument {'NAME' if name is None else 'TARGET'!r}."
+        )
     excluding(ctx, shared=shared, private=private, expires=expires)
     named = owners(owner)
     until = None if expires is None else duration(expires, "--expires")
 
-    from cfs_tags import tagging
-    from cfs_tags.cli.changes import change
+    from cfs_tags.cli import output
+    from cfs_tags.cli.changes import change, not_pullable
+    from cfs_tags.tags import edit, instructions, rows
 
-    instruction = tagging.Instruction(
+    instruction = instructions.Instruction(
         verb="set" if force else "create",
         name=name,
         target=target,
         expected=expect,
         home="shared" if shared else "private" if private else None,
-        expires=None if until is None else tagging.expiry(until),
     )
-    change(
-        ctx,
-        lambda repo: tagging.plan(repo, [instruction], owners=named),
-        dry_run=dry_run,
-        reason=reason,
-        lock_timeout=lock_timeout,
-        as_json=as_json,
-    )
+    warnings: list[CfsTagsError] = []
+    output.watch(warnings)
+
+    def planned(repo: WriteRepository) -> edit.TagPlan:
+        expires = None if until is None else rows.expiry_here(repo, until)
+        wanted = instruction._replace(target=repo.deployments.meant(target), expires=expires)
+        plan = edit.plan(repo, [wanted], owners=named)
+        warnings[:] = [warning for tag in plan.results if tag.done == "created" for warning in not_pullable(tag.name)]
+        return plan
+
+    change(ctx, planned, edit.asked_instructions([instruction]), how)
 
 
 def _deployment(
-    ctx: typer.Context,
-    text: str,
-    target: str | None,
-    force: bool,
-    bind: bool,
-    dry_run: bool,
-    reason: str | None,
-    lock_timeout: float,
-    as_json: bool,
+    session: Session, places: sysroots.Places, text: str, target: str | None, force: bool, bind: bool, how: Change
 ) -> None:
-    from cfs_tags import deploying, tags
-    from cfs_tags.cli import output, sysroots
-    from cfs_tags.cli.session import note
-    from cfs_tags.values import DeploymentId
+    from cfs_tags.cli import output
+    from cfs_tags.cli.changes import told
 
-    timeout = seconds(lock_timeout)
-    session = ctx.obj
-    with session.open(write=True) as repo:
-        name = DeploymentId.parse(text, repo.algorithm)
-        digest = tags.resolve(repo, target) if target is not None else None
-        view = None
-        if digest is None:
-            view = sysroots.view_of(session, repo, None, None, None, None)
-        if dry_run:
-            made = deploying.plan_create(repo, view, name, digest, force=force, bind=bind)
-        else:
-            made = deploying.create(repo, name, digest, view=view, force=force, bind=bind, note=note(reason), timeout=timeout)
-    if as_json:
-        refs = [{"ref": change.path, "old": change.old, "new": change.new} for change in made.changes]
+    with session.open(places, write=True, dry_run=how.dry_run) as repo:
+        made = repo.deployments.create(text, target, force=force, bind=bind, **told(how))
+    (name,) = made.ids
+    if how.as_json:
+        changes = [{"ref": change.path, "old": change.old, "new": change.new} for change in made.changes]
         missing = [row.name for row in made.bound.rows if row.digest is None] if made.bound is not None else []
-        output.document("create", {"dry_run": dry_run, "deployment": name, "changes": refs, "not_bound": missing})
+        output.document("create", {"dry_run": how.dry_run, "deployment": name, "changes": changes, "not_bound": missing})
         return
     done = "created" if made.changes else "unchanged"
-    output.lines([f"{'would be ' if dry_run and made.changes else ''}{done}: @deployment/{name}"])
+    output.lines([f"{'would be ' if how.dry_run and made.changes else ''}{done}: @deployment/{name}"])
     for row in made.bound.rows if made.bound is not None else ():
         output.lines([f"{row.done}: {printable(row.name)}{f' ({printable(row.reason)})' if row.reason else ''}"])

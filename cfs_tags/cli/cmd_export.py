@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cfs_tags.cli import complete, output
-from cfs_tags.cli.options import Json, LockTimeout, NameArgument, seconds
-from cfs_tags.errors import InvalidArgument, printable
+from cfs_tags.cli.options import Json, LockTimeout, NameArgument
+from cfs_tags.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from cfs_tags.apps.exporting import Exported
+    from cfs_tags.apps.exporting.export import Exported
 
 
 def command(
@@ -39,19 +39,19 @@ def command(
       cfs-tag export quay.io/org/app:1 oci-archive:app.tar --compress zstd
       cfs-tag export quay.io/org/app:1 containers-storage:quay.io/org/app:1
     """
-    timeout = seconds(lock_timeout)
 
-    from cfs_tags.apps import exporting
-    from cfs_tags.cli.machine import machine
-    from cfs_tags.cli.progress import Progress
-    from cfs_tags.cli.stopping import stoppable
+    from cfs_tags.apps.exporting.export import COMPRESSIONS, parse_destination, plan_export, run_export
+    from cfs_tags.cli.progress import Progress, stoppable
+    from cfs_tags.cli.session import machine
 
-    if compress not in exporting.COMPRESSIONS:
-        known = ", ".join(exporting.COMPRESSIONS)
-        raise InvalidArgument(argument="--compress", value=compress, reason=f"is none of {known}")
-    where = exporting.parse_destination(destination)
+    if compress not in COMPRESSIONS:
+        known = ", ".join(COMPRESSIONS)
+        raise UsageError("invalid-argument", argument="--compress", value=compress, reason=f"is none of {known}")
+    where = parse_destination(destination)
     with stoppable(), ctx.obj.open() as repo, Progress("Exporting", not as_json, of_bytes=True) as progress:
-        done = exporting.execute(repo, lambda: exporting.plan(repo, name, where, compress), machine(), timeout, progress)
+        done = run_export(
+            repo, lambda: plan_export(repo, repo.deployments.meant(name), where, compress), machine(), lock_timeout, progress
+        )
     if as_json:
         _document(done)
     else:

@@ -6,20 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import output, sysroots
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, amount, duration, seconds
-from cfs_tags.cli.progress import Progress
+from cfs_tags.cli import output, sysroots, view
+from cfs_tags.cli.options import Change, amount, duration
+from cfs_tags.cli.progress import Progress, stoppable
 from cfs_tags.cli.session import note
-from cfs_tags.cli.stopping import stoppable
-from cfs_tags.errors import BrokenRoots, CfsTagsError, SysrootUnseen, TargetNotFound, printable
-from cfs_tags.formats import layout
+from cfs_tags.errors import BrokenRoots, CfsTagsError, DamagedError, RefusedError, TargetNotFound, printable
+from cfs_tags.messages import SHOWN_PROBLEMS
+from cfs_tags.repo import layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from cfs_tags import WriteRepository
     from cfs_tags.gc import GcPlan, GcResult
     from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.sysroot import SysrootView
+
+_PATIENT = Change(lock_timeout=300.0)
 
 
 def command(
@@ -43,14 +45,10 @@ def command(
     no_sysroot: Annotated[
         bool, typer.Option("--no-sysroot", help="Look at no deployments: one without a ref loses its content.")
     ] = False,
-    boot: sysroots.Boot = None,
-    esp: sysroots.Esp = None,
-    run: sysroots.Run = None,
-    booted: sysroots.Booted = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 300.0,
-    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Believe a clock that was set back or far forward.")] = False,
+    *,
+    places: sysroots.Places,
+    how: Change = _PATIENT,
 ) -> None:
     """Collect what no ref leads to.
 
@@ -65,8 +63,8 @@ def command(
       cfs-tag gc --grace 1d --prune-referrers
     """
     from cfs_tags import gc
+    from cfs_tags.policy import files
 
-    timeout = seconds(lock_timeout)
     options = gc.GcOptions(
         roots=tuple(root or ()),
         free_bytes=None if free_bytes is None else amount(free_bytes, "--free-bytes"),
@@ -75,39 +73,68 @@ def command(
         keep_broken=keep_broken,
         image_only=image_only,
         no_sysroot=no_sysroot,
+        trust_clock=force,
     )
-    session = ctx.obj
-    with session.open(write=True) as repo:
-        with_sysroot = sysroots.has_sysroot(
-            ctx, repo, ignored=no_sysroot, image_only=image_only, boot=boot, esp=esp, run=run, booted=booted
-        )
+    with ctx.obj.open(places, write=True, dry_run=how.dry_run) as repo:
+        options = options._replace(keep_log=files.kept_log(repo))
+        with_sysroot = sysroots.has_sysroot(ctx, repo, ignored=no_sysroot, image_only=image_only, **places._asdict())
         warnings: list[CfsTagsError] = [
             TargetNotFound(kind="stream or image", name=name) for name in options.roots if not _is_there(repo, name)
         ]
         if not with_sysroot and not no_sysroot and repo.is_bootc:
-            warnings.append(SysrootUnseen(path=repo.path))
-
-        def read() -> SysrootView:
-            return sysroots.view_of(session, repo, boot, esp, run, booted)
+            warnings.append(RefusedError("sysroot-unseen", path=repo.path))
 
         try:
-            if dry_run:
-                with repo.locked("shared", timeout):
-                    made: GcPlan | GcResult = gc.plan(repo, options, read() if with_sysroot else None)
+            if how.dry_run:
+                with repo.locked("shared", how.lock_timeout):
+                    made: GcPlan | GcResult = gc.plan(repo, options, repo.deployments.view() if with_sysroot else None)
             else:
-                with stoppable(), Progress("Collecting", not as_json) as progress:
+                with stoppable(), Progress("Collecting", not how.as_json) as progress:
                     made = gc.collect(
-                        repo, options, read if with_sysroot else None, note=note(reason), timeout=timeout, progress=progress
+                        repo,
+                        options,
+                        repo.deployments.view if with_sysroot else None,
+                        note=note(how.reason),
+                        timeout=how.lock_timeout,
+                        progress=progress,
                     )
+            # who wonders why so little was freed
+            keepers = []
+            if view.on_terminal() and not how.as_json:
+                keepers = list(_keepers(repo, with_sysroot, nothing=not made.swept.objects))
         except BrokenRoots as error:
-            if not as_json and len(error.problems) > error.SHOWN:  # the message has the first ones
+            if not how.as_json and len(error.problems) > SHOWN_PROBLEMS:  # the message has the first ones
                 _list_problems(error.problems)
             raise
-    if as_json:
-        output.document("gc", _facts(made, dry_run), warnings)
+    warnings += [made.doubt] if made.doubt is not None else []
+    warnings += [DamagedError("content-missing", what=one.message, refs=one.refs) for one in made.lacking]
+    if how.as_json:
+        output.document("gc", _facts(made, how.dry_run), warnings)
     else:
         output.warn(warnings)
-        _show(repo, made, dry_run)
+        _show(made, how.dry_run)
+        output.lines(keepers)
+
+
+def _keepers(repo: WriteRepository, with_sysroot: bool, *, nothing: bool) -> Iterator[str]:
+    """What else keeps content: the trash, and where nothing was freed pins and the refs of deployments that are gone."""
+    from cfs_tags.cli.hints import typed
+    from cfs_tags.host.rows import list_deployments
+    from cfs_tags.tags.rows import trash
+
+    def said(many: int, noun: str, where: str, *command: str) -> str:
+        return f"{output.count(many, noun)}{where} still {'keeps' if many == 1 else 'keep'} content: {typed(*command)}"
+
+    deleted = len(trash(repo))
+    if deleted:
+        yield said(deleted, "deleted tag", " in the trash", "trash")
+    pinned = len(repo.pins.list()) if nothing else 0
+    if pinned:
+        yield said(pinned, "pin", "", "pins")
+    if nothing and with_sysroot:
+        gone = sum(row.state == "gone" for row in list_deployments(repo, repo.deployments.view()))
+        if gone:
+            yield said(gone, "ref", " of deployments that are gone", "retire", "--dry-run")
 
 
 def _is_there(repo: ReadRepo, name: str) -> bool:
@@ -133,10 +160,11 @@ def _facts(made: GcPlan | GcResult, dry_run: bool) -> dict[str, Any]:
         "slices": getattr(made, "slices", None),
         "stopped": getattr(made, "stopped", None),
         "meta_json": made.meta,
+        "log_entries": made.forgotten,
     }
 
 
-def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
+def _show(made: GcPlan | GcResult, dry_run: bool) -> None:
     would = "would be " if dry_run else ""
     for name in made.adopted:
         output.lines([f"{would}adopted: @deployment/{name}"])
@@ -155,6 +183,8 @@ def _show(repo: ReadRepo, made: GcPlan | GcResult, dry_run: bool) -> None:
             f"{output.count(made.live, 'object')} {'stays' if made.live == 1 else 'stay'}"
         ]
     )
+    if made.forgotten:
+        output.lines([f"{made.forgotten} {'entry' if made.forgotten == 1 else 'entries'} of the log {would}forgotten"])
     if made.meta:
         output.lines([f"meta.json {would}written: there was none"])
     stopped = getattr(made, "stopped", None)

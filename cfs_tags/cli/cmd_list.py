@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli import complete, output
-from cfs_tags.cli.options import OWNERS, Json, JsonLines, excluding, owners
-from cfs_tags.errors import InvalidArgument, TargetNotFound, printable
+from cfs_tags.cli import complete, output, view
+from cfs_tags.cli.options import Json, JsonLines, excluding, owners
+from cfs_tags.errors import UsageError, printable
+from cfs_tags.values import OWNERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cfs_tags.cli.rows import Details
-    from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.tags import Tag
+    from cfs_tags.tags.rows import Tag
     from cfs_tags.values import Digest
 
 _PLAIN = {"name": 0, "digest": 1, "home": 2, "owner": 3, "ref": 4, "link": 5, "problem": 6, "expires": 7}
 _LONG = ("is_container", "architecture", "os", "created", "layer_count", "referrer_count")
+_READ_AT_ONCE = 200
+"""Up to so many images are read for a table on a terminal."""
 _KEYS = ("name", "digest", "owner", "created", "home")
 
 
@@ -80,30 +83,32 @@ def command(
     """
     key = sort.removeprefix("-")
     if key not in _KEYS:
-        raise InvalidArgument(argument="--sort", value=sort, reason=f"is none of {', '.join(_KEYS)}")
-    wanted = owners(owner) or (("app", "bootc", "deployment", "foreign") if everything else None)
+        raise UsageError("invalid-argument", argument="--sort", value=sort, reason=f"is none of {', '.join(_KEYS)}")
+    wanted = owners(owner) or (OWNERS if everything else ("app", "bootc", "deployment", "pin"))
     preset = template if template in ("podman", "podman-json", "crane") else None
     used = None if template is None or preset is not None else _fields_of(template)
     excluding(ctx, format=template is not None, json=as_json, jsonl=as_lines)
     excluding(ctx, owner=owner, all=everything)
+    seen = view.on_terminal() and template is None and not (as_json or as_lines)
     needs_images = long or key == "created" or (used is not None and not _PLAIN.keys() >= set(used))
 
-    from cfs_tags import tags
+    from cfs_tags.tags.rows import list_tags, natural
 
     with ctx.obj.open() as repo:
-        found = tags.list_tags(repo) if wanted is None else tags.list_tags(repo, owners=wanted)
-        if patterns:
-            found = _matching(found, patterns)
-        if points_at is not None:
-            digest = _digest(repo, points_at)
-            found = [tag for tag in found if tag.digest == digest]
+        if patterns or points_at is not None:
+            found = repo.tags.list(patterns or None, points_at=points_at, owners=wanted)
+        else:  # half of that is not imported
+            found = list_tags(repo, owners=wanted)
         images = None
+        needs_images |= seen and len({tag.digest for tag in found}) <= _READ_AT_ONCE
         if needs_images:
             from cfs_tags.cli import rows
 
             images = rows.details(repo, found)
         if key != "name" or sort != key:
             found.sort(key=_order(key, images), reverse=sort != key)
+        elif seen:
+            found.sort(key=lambda tag: natural(tag.name))
         if preset is not None:
             from cfs_tags.cli import presets
 
@@ -111,32 +116,11 @@ def command(
             return
     if template is not None:
         _print_formatted(found, template, used or [], images)
+    elif seen:
+        folds = not (long or everything or patterns or owner or points_at)
+        _show(found, images, long, folds, patterns or ())
     else:
         _print(found, images if long else None, as_json, as_lines)
-
-
-def _matching(found: list[Tag], patterns: list[str]) -> list[Tag]:
-    import re
-    from fnmatch import translate
-
-    fits = re.compile("|".join([translate(pattern) for pattern in patterns])).match
-    return [tag for tag in found if fits(tag.name)]
-
-
-def _digest(repo: ReadRepo, text: str) -> Digest:
-    from cfs_tags import tags
-    from cfs_tags.errors import InvalidDigest
-    from cfs_tags.values import Digest
-
-    try:
-        return tags.resolve(repo, text)
-    except TargetNotFound:
-        # a tag may well name a manifest that is gone
-        try:
-            return Digest.parse(text.removeprefix("@"))
-        except InvalidDigest:
-            pass
-        raise
 
 
 def _order(key: str, images: dict[Digest | None, Details] | None) -> Callable[[Tag], tuple[str, str]]:
@@ -156,7 +140,7 @@ def _print(found: list[Tag], images: dict[Digest | None, Details] | None, as_jso
     if as_json:
         output.document_of_rows("list", to_json(found, images))
     elif as_lines:
-        output.lines(to_json(found, images))
+        output.data(to_json(found, images))
     else:
         more = [None if images is None else images[tag.digest] for tag in found]
         heading = ["NAME", "DIGEST", "OWNER", "HOME", *(("CREATED", "PLATFORM", "LAYERS") if images else ()), "NOTES"]
@@ -167,6 +151,52 @@ def _print(found: list[Tag], images: dict[Digest | None, Details] | None, as_jso
                 for tag, image in zip(found, more, strict=True)
             ],
         )
+
+
+_BESIDE_NAMES = 68
+"""Columns that the others of a listing take."""
+
+
+def _show(
+    found: list[Tag], images: dict[Digest | None, Details] | None, long: bool, folds: bool, patterns: Sequence[str]
+) -> None:
+    """A table for people: ages and sizes, bootc's own tags in one line, and how many there are."""
+    from cfs_tags.cli.rows import folded, is_bootcs_own, notes
+
+    shown = [tag for tag in found if not (folds and is_bootcs_own(tag))]
+    more = [None if images is None else images[tag.digest] for tag in shown]
+    # where there is little room, the owner is shown only if it is neither app nor deployment
+    room = (view.columns(sys.stdout) or 0) - max([len(view.short_cell(tag.name)) for tag in shown], default=0)
+    with_owner = long or room >= _BESIDE_NAMES or any(tag.owner not in ("app", "deployment") for tag in shown)
+    columns: dict[str, list[object]] = {
+        "NAME": [tag.name for tag in shown],
+        "DIGEST": [tag.digest or tag.link for tag in shown],
+        "AGE": [] if long else [output.age(image.facts.created) if image and image.facts else None for image in more],
+        "SIZE": [output.compact(image.size) if image and image.size is not None else None for image in more],
+        "OWNER": [tag.owner for tag in shown] if with_owner else [],
+        "HOME": [tag.home for tag in shown],
+    }
+    if long:
+        facts = [_facts(image) for image in more]
+        columns |= {name: [row[at] for row in facts] for at, name in enumerate(("CREATED", "PLATFORM", "LAYERS"))}
+    columns["NOTES"] = [notes(tag, image) for tag, image in zip(shown, more, strict=True)]
+    used = {name: cells for name, cells in columns.items() if cells}
+    if shown:
+        output.table(list(used), list(zip(*used.values(), strict=True)))
+    if len(shown) < len(found):
+        output.lines([folded(len(found) - len(shown), "; --owner bootc lists them")])
+    output.lines([_total(found, patterns)])
+
+
+def _total(found: list[Tag], patterns: Sequence[str]) -> str:
+    refs = sum(tag.home == "deployment" for tag in found)
+    pins = sum(tag.owner == "pin" for tag in found)
+    counted = ((len(found) - refs - pins, "tag"), (pins, "pin"), (refs, "deployment ref"))
+    parts = [output.count(number, noun) for number, noun in counted if number]
+    if parts:
+        return ", ".join(parts)
+    fitting = f" match {' or '.join(repr(printable(pattern)) for pattern in patterns)}" if patterns else ""
+    return f"no tags{fitting}"
 
 
 def _facts(image: Details | None) -> tuple[object, ...]:
@@ -183,24 +213,29 @@ def _fields_of(template: str) -> list[str]:
     """The fields of a template, in order.
 
     Raises:
-        InvalidArgument: there is no such field, or the braces make no sense.
+        UsageError: there is no such field, or the braces cannot be read.
     """
     from string import Formatter
 
     try:
         pieces = [(field, spec, conversion) for _, field, spec, conversion in Formatter().parse(template)]
     except ValueError as error:
-        raise InvalidArgument(argument="--format", value=template, reason=f"cannot be read: {error}") from None
+        raise UsageError("invalid-argument", argument="--format", value=template, reason=f"cannot be read: {error}") from None
     used = []
     for field, spec, conversion in pieces:
         if field is None:
             continue
         if field not in _PLAIN and field not in _LONG:
-            raise InvalidArgument(
-                argument="--format", value=template, reason=f"has no field {field!r}: {', '.join((*_PLAIN, *_LONG))}"
+            raise UsageError(
+                "invalid-argument",
+                argument="--format",
+                value=template,
+                reason=f"has no field {field!r}: {', '.join((*_PLAIN, *_LONG))}",
             )
         if spec or conversion:
-            raise InvalidArgument(argument="--format", value=template, reason="has more than a name in its braces")
+            raise UsageError(
+                "invalid-argument", argument="--format", value=template, reason="has more than a name in its braces"
+            )
         used.append(field)
     return used
 

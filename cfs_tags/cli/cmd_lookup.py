@@ -8,10 +8,10 @@ import typer
 
 from cfs_tags.cli import complete, output, sysroots
 from cfs_tags.cli.options import Json
-from cfs_tags.errors import InvalidArgument, UnresolvedDeployment
+from cfs_tags.errors import UnresolvedDeployment, UsageError
 
 if TYPE_CHECKING:
-    from cfs_tags.lookup import Lookup
+    from cfs_tags.host.lookup import Lookup
     from cfs_tags.repo.store import ReadRepo
 
 
@@ -34,10 +34,8 @@ def command(
             help="Print these bytes, exactly as they are stored.",
         ),
     ] = None,
-    boot: sysroots.Boot = None,
-    esp: sysroots.Esp = None,
-    run: sysroots.Run = None,
-    booted: sysroots.Booted = None,
+    *,
+    places: sysroots.Places,
     as_json: Json = False,
 ) -> None:
     """Say which manifest a deployment was made from, and how that is known.
@@ -51,21 +49,21 @@ def command(
       cfs-tag lookup 6c19d984 --json
       cfs-tag lookup staged --raw manifest
     """
-    from cfs_tags.deployments import list_deployments, select
-    from cfs_tags.lookup import look_up
-    from cfs_tags.repo import contents
+    from cfs_tags.host.lookup import look_up
+    from cfs_tags.host.rows import list_deployments, select
+    from cfs_tags.repo import images
 
     if raw not in (None, "manifest", "config"):
-        raise InvalidArgument(argument="--raw", value=str(raw), reason="is neither manifest nor config")
+        raise UsageError("invalid-argument", argument="--raw", value=str(raw), reason="is neither manifest nor config")
     session = ctx.obj
-    with session.open() as repo:
-        view = sysroots.view_of(session, repo, boot, esp, run, booted)
+    with session.open(places) as repo:
+        view = repo.deployments.view()
         row = select(list_deployments(repo, view), deployment)
         found = look_up(repo, view, row.id)
         if raw is not None:
             if found.digest is None:
                 raise _unresolved(found)
-            data = (contents.raw_manifest if raw == "manifest" else contents.raw_config)(repo, found.digest)
+            data = (images.raw_manifest if raw == "manifest" else images.raw_config)(repo, found.digest)
             output.emit_bytes(data)
             return
         facts = _facts(repo, found)
@@ -84,8 +82,8 @@ def _unresolved(found: Lookup) -> UnresolvedDeployment:
 
 def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
     from cfs_tags.errors import CfsTagsError
-    from cfs_tags.lookup import version_of
-    from cfs_tags.repo import contents
+    from cfs_tags.host.lookup import version_of
+    from cfs_tags.repo import images
 
     facts: dict[str, Any] = {
         "id": found.id,
@@ -100,7 +98,7 @@ def _facts(repo: ReadRepo, found: Lookup) -> dict[str, Any]:
             facts["imginfo"] = {"manifest": found.imginfo.manifest, "config": found.imginfo.config}
         return facts
     try:
-        image = contents.load(repo, found.digest)
+        image = images.load(repo, found.digest)
     except CfsTagsError as error:
         facts["problem"] = error.message
         return facts
@@ -134,7 +132,7 @@ def _show(state: str, image: str | None, facts: dict[str, Any]) -> None:
             ("Manifest", facts["manifest"]),
             ("Source", facts["source"]),
             ("Config", facts.get("config")),
-            ("Created", facts.get("created")),
+            ("Created", output.when(facts.get("created"))),
             ("Architecture", facts.get("architecture")),
             ("Problem", facts.get("problem")),
             *layers,

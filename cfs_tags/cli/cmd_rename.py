@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cfs_tags.cli import complete
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, owners
+from cfs_tags.cli.options import Change, Owners, owners
 
 
 def command(
@@ -20,10 +20,8 @@ def command(
     ],
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace a tag that has the new name.")] = False,
     owner: Owners = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 30.0,
-    as_json: Json = False,
+    *,
+    how: Change,
 ) -> None:
     """Give a tag another name.
 
@@ -36,14 +34,12 @@ def command(
     """
     named = owners(owner)
 
-    from cfs_tags import tagging
     from cfs_tags.cli.changes import change
+    from cfs_tags.tags import edit
 
     change(
         ctx,
-        lambda repo: tagging.plan_rename(repo, old, new, owners=named, force=force),
-        dry_run=dry_run,
-        reason=reason,
-        lock_timeout=lock_timeout,
-        as_json=as_json,
+        lambda repo: edit.plan_rename(repo, old, new, owners=named, force=force),
+        edit.asked("rename", old, new, force),
+        how,
     )

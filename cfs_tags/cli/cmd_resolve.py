@@ -20,7 +20,8 @@ def command(
 ) -> None:
     """Print the digest that a name stands for.
 
-    NAME is a tag, @sha256:DIGITS (six or more), @deployment/ID, @trash/NAME, or NAME@{N} for entry N of a tag's log.
+    NAME is a tag, @sha256:DIGITS (six or more), @deployment/ID, @trash/NAME, NAME@{N} for entry N of a
+    tag's log, or NAME@{yesterday}, NAME@{2026-01-31} for a time.
     For scripts: one line, nothing else.
 
     \b
@@ -29,11 +30,11 @@ def command(
       cfs-tag resolve 'quay.io/org/app:stable@{1}'
       cfs-tag resolve --verity @sha256:9e9675
     """
-    from cfs_tags import tags
+    from cfs_tags.tags import names
     from cfs_tags.values import ContentId
 
     with ctx.obj.open() as repo:
-        digest = tags.resolve(repo, name)
+        digest = names.resolve(repo, repo.deployments.meant(name))
         stream = repo.stream_object(ContentId.manifest(digest)) if verity or as_json else None
     if verity and stream is None:
         from cfs_tags.errors import TargetNotFound

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cfs_tags.cli import complete, output, sysroots
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Reason, duration, seconds
+from cfs_tags.cli.changes import said
+from cfs_tags.cli.options import Change, duration
 from cfs_tags.cli.session import note
 from cfs_tags.errors import printable
-
-if TYPE_CHECKING:
-    from cfs_tags.sysroot import SysrootView
 
 
 def command(
@@ -25,14 +23,10 @@ def command(
         str,
         typer.Option("--grace", metavar="DURATION", help="Keep a ref that long for a deployment never seen; 0 for not at all."),
     ] = "24h",
-    boot: sysroots.Boot = None,
-    esp: sysroots.Esp = None,
-    run: sysroots.Run = None,
-    booted: sysroots.Booted = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 30.0,
-    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Believe a clock that was set back or far forward.")] = False,
+    *,
+    places: sysroots.Places,
+    how: Change,
 ) -> None:
     """Remove the refs of deployments that are gone, after adopting those that have none.
 
@@ -45,32 +39,40 @@ def command(
       cfs-tag retire 6c19d984
       cfs-tag --sysroot /mnt/sysroot retire --run none --booted none --esp none
     """
-    from cfs_tags import deploying
+    from cfs_tags.host import refs
+    from cfs_tags.repo import clock
 
     kept_for = 0.0 if grace == "0" else float(duration(grace, "--grace"))
-    timeout = seconds(lock_timeout)
     session = ctx.obj
-    with session.open(write=True) as repo:
-        only = [deploying.referred_by(repo, text) for text in ids or ()]
+    with session.open(places, write=True, dry_run=how.dry_run) as repo:
+        only = [refs.referred_by(repo, repo.deployments.meant(text)) for text in ids or ()]
 
-        def read() -> SysrootView:
-            return sysroots.view_of(session, repo, boot, esp, run, booted)
-
-        if dry_run:
-            adopted = deploying.plan_adoption(repo, read())
-            made = deploying.plan_retire(repo, read(), only, grace=kept_for)
+        known = clock.read(repo, trusted=force)
+        host = repo.deployments.view()
+        read = repo.deployments.view
+        if how.dry_run:
+            adopted = refs.plan_adoption(repo, read())
+            made = refs.plan_retire(repo, read(), only, grace=kept_for, now=known.earliest)
         else:
-            adopted = deploying.adopt(repo, read(), note=note(reason), timeout=timeout)
-            made = deploying.retire(repo, read, only, grace=kept_for, note=note(reason), timeout=timeout)
-    if as_json:
+            if force:
+                clock.believe(repo)
+            adopted = refs.adopt(repo, read(), note=note(how.reason), timeout=how.lock_timeout)
+            made = refs.retire(repo, read, only, grace=kept_for, note=note(how.reason), timeout=how.lock_timeout)
+    warnings = [] if known.doubt is None or not kept_for else [known.doubt]
+    if how.as_json:
         output.document(
             "retire",
             {
-                "dry_run": dry_run,
+                "dry_run": how.dry_run,
                 "adopted": adopted.ids,
                 "deployments": [{"id": row.id, "result": row.done, "reason": row.reason} for row in made.rows],
             },
+            warnings,
         )
         return
+    output.warn(warnings)
     rows = [*((name, "adopted", "its look-up is exact and complete") for name in adopted.ids), *made.rows]
-    output.table(("DEPLOYMENT", "RESULT", "REASON"), [(row[0], row[1], printable(row[2])) for row in rows])
+    shown = [(row[0], said(row[1], how.dry_run), printable(row[2])) for row in rows]
+    output.table(("DEPLOYMENT", "RESULT", "REASON"), shown, "no deployment has a ref")
+    if any(row.done == "kept" and row.id not in host.seen for row in made.rows):
+        output.lines([f"{name}: {way}" for name, way in sysroots.ways_out(host).items()])

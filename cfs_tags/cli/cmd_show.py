@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
-from cfs_tags.cli import complete, output
-from cfs_tags.cli.options import Json, LockTimeout, NameArgument, excluding, seconds
-from cfs_tags.errors import InvalidArgument, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.values import Digest, ObjectId
+from cfs_tags.cli import complete, output, view
+from cfs_tags.cli.options import Json, LockTimeout, NameArgument, excluding
+from cfs_tags.errors import UsageError, printable
+from cfs_tags.repo.images import StoredLayer
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.values import Digest, ObjectId
 
 
 def command(
@@ -35,7 +33,8 @@ def command(
     """Show what a name stands for.
 
     Manifest, config, labels, layers, EROFS images, referrers, sizes, and who else points there.  NAME is a tag,
-    @sha256:DIGITS (six or more), @deployment/ID, @trash/NAME, or NAME@{N} for entry N of a tag's log.
+    @sha256:DIGITS (six or more), @deployment/ID, @trash/NAME, NAME@{N} for entry N of a
+    tag's log, or NAME@{yesterday}, NAME@{2026-01-31} for a time.
 
     \b
     Examples:
@@ -44,17 +43,16 @@ def command(
       cfs-tag show quay.io/org/app:stable --raw manifest | sha256sum
     """
     if raw not in (None, "manifest", "config"):
-        raise InvalidArgument(argument="--raw", value=raw, reason="is neither manifest nor config")
+        raise UsageError("invalid-argument", argument="--raw", value=raw, reason="is neither manifest nor config")
     excluding(ctx, raw=raw, json=as_json)
-    timeout = seconds(lock_timeout)
 
-    from cfs_tags import tags
-    from cfs_tags.repo import contents
+    from cfs_tags.repo import images
+    from cfs_tags.tags import names
 
-    with ctx.obj.open() as repo, repo.locked("shared", timeout):
-        digest = tags.resolve(repo, name, ended=True)
+    with ctx.obj.open() as repo, repo.locked("shared", lock_timeout):
+        digest = names.resolve(repo, repo.deployments.meant(name), ended=True)
         if raw is not None:
-            data = (contents.raw_manifest if raw == "manifest" else contents.raw_config)(repo, digest)
+            data = (images.raw_manifest if raw == "manifest" else images.raw_config)(repo, digest)
         else:
             shown = _describe(repo, name, digest)
     if raw is not None:
@@ -66,24 +64,15 @@ def command(
 
 
 def _describe(repo: ReadRepo, name: str, digest: Digest) -> dict[str, Any]:
-    from cfs_tags import tags
-    from cfs_tags.repo import contents
+    from cfs_tags.repo import images
+    from cfs_tags.tags.rows import referrers
 
-    image = contents.load(repo, digest)
+    image = images.load(repo, digest)
+    missing = [images.describe(repo, one) for one in images.missing_content(repo, digest)]
     manifest, config = image.manifest, image.config
     version = repo.meta.erofs_version if repo.meta is not None else 2
     suffix = "" if version == 2 else ".v1"
-    layers = [
-        {
-            "media_type": layer.descriptor.media_type,
-            "digest": layer.descriptor.digest,
-            "diff_id": layer.diff_id,
-            "size": layer.descriptor.size,
-            "object": layer.object,
-        }
-        for layer in image.layers
-    ]
-    raw = contents.raw_manifest(repo, digest)
+    raw = images.raw_manifest(repo, digest)
     named_by = _named_by(repo, digest)
     sizes = {
         "manifest": len(raw),
@@ -107,17 +96,28 @@ def _describe(repo: ReadRepo, name: str, digest: Digest) -> dict[str, Any]:
         "annotations": dict(manifest.annotations),
         "labels": dict(config.labels) if config is not None else {},
         "subject": manifest.subject.digest if manifest.subject is not None else None,
-        "layers": layers,
+        "layers": [_layer(layer) for layer in image.layers],
         "erofs": [_erofs(key, target) for key, target in sorted(image.erofs.items())],
         "erofs_version": version,
-        "composefs_erofs": image.erofs.get(f"composefs.image{suffix}"),
-        "composefs_boot_erofs": image.erofs.get(f"composefs.image.boot{suffix}"),
-        "referrers": tags.referrers(repo, digest),
+        "composefs_erofs": image.erofs.get(f"{images.EROFS_KEY}{suffix}"),
+        "composefs_boot_erofs": image.erofs.get(f"{images.BOOT_KEY}{suffix}"),
+        "referrers": referrers(repo, digest),
         "sizes": {**sizes, "total": sum(sizes.values())},
         "named_by": named_by,
         "bound": _bound(repo, named_by),
+        "missing": missing,
         "manifest": _text(raw),
-        "config": _text(contents.raw_config(repo, digest)),
+        "config": _text(images.raw_config(repo, digest)),
+    }
+
+
+def _layer(layer: StoredLayer) -> dict[str, Any]:
+    return {
+        "media_type": layer.descriptor.media_type,
+        "digest": layer.descriptor.digest,
+        "diff_id": layer.diff_id,
+        "size": layer.descriptor.size,
+        "object": layer.object,
     }
 
 
@@ -135,25 +135,31 @@ def _erofs(key: str, target: ObjectId) -> dict[str, Any]:
 
 
 def _named_by(repo: ReadRepo, digest: Digest) -> list[dict[str, Any]]:
-    from cfs_tags import binding, tags
     from cfs_tags.cli.rows import row
+    from cfs_tags.host import bound
+    from cfs_tags.repo import refs
+    from cfs_tags.tags.rows import Tag, list_tags, trash
+    from cfs_tags.values import OWNERS
 
-    found = [*tags.list_tags(repo, owners=tags.OWNERS), *tags.trash(repo)]
-    rows = [row(tag) for tag in found if tag.digest == digest]
-    for deployment, path, link in binding.deployments_of(repo, digest):
-        rows.append(row(tags.Tag(f"@deployment/{deployment}", digest, "bound", "deployment", path, link)))
-    return rows
+    def read() -> list[Tag]:
+        bound_to = [
+            Tag(f"@deployment/{deployment}", digest, "bound", "deployment", path, link)
+            for deployment, path, link in bound.deployments_of(repo, digest)
+        ]
+        return [*(tag for tag in (*list_tags(repo, owners=OWNERS), *trash(repo)) if tag.digest == digest), *bound_to]
+
+    return [row(tag) for tag in refs.read_at_once(repo, read)]
 
 
 def _bound(repo: ReadRepo, named_by: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The app images that are bound to the deployments that this is the manifest of."""
-    from cfs_tags import binding
+    from cfs_tags.host import bound
 
     found = []
     for one in named_by:
         if one["home"] == "deployment":
             deployment = one["ref"].rpartition("/")[2]
-            for name, digest in binding.bound_images(repo, deployment):
+            for name, digest in bound.bound_images(repo, deployment):
                 found.append({"deployment": deployment, **output.named(name), "manifest": digest})
     return found
 
@@ -178,7 +184,7 @@ def _print(shown: dict[str, Any]) -> None:
             ("Object", shown["object"]),
             ("Kind", "container image" if shown["is_container"] else shown["artifact_type"] or "artifact"),
             ("Platform", platform or None),
-            ("Created", shown["created"]),
+            ("Created", output.when(shown["created"])),
             ("Subject", shown["subject"]),
             ("Config", shown["config_digest"]),
             ("Config object", shown["config_object"]),
@@ -187,28 +193,48 @@ def _print(shown: dict[str, Any]) -> None:
     )
     _pairs("Annotations", shown["annotations"])
     _pairs("Labels", shown["labels"])
-    output.lines([f"Layers: {len(shown['layers'])}"])
-    for layer in shown["layers"]:
-        output.lines([f"  {layer['digest']}  {output.size(layer['size'])}  {printable(layer['media_type'])}"])
-        if layer["diff_id"] is not None:
-            output.lines([f"    diff_id {layer['diff_id']}"])
-        if layer["object"] is None:
-            output.lines(["    no named ref leads to its stream"])
+    _show_layers(shown["layers"])
     _erofs_lines(shown)
     _list("Referrers", shown["referrers"])
     _list(
         "Named by",
         [
-            f"{tag['name']} ({tag['owner']}, {tag['home']}{', until ' + tag['expires'] if tag['expires'] else ''})"
+            f"{tag['name']} ({tag['owner']}, {tag['home']}{', ' + output.ends(tag['expires']) if tag['expires'] else ''})"
             for tag in shown["named_by"]
         ],
     )
+    if shown["missing"]:
+        _list("Missing: not all of its content is in the repository", shown["missing"])
     if shown["bound"]:
         several = len({one["deployment"] for one in shown["bound"]}) > 1
         output.lines(["Bound app images:"])
         for one in shown["bound"]:
             where = f", deployment {one['deployment'][:12]}…" if several else ""
             output.lines([f"  {printable(one['name'])}  {printable(one['manifest'] or 'leads to no manifest')}{where}"])
+
+
+def _show_layers(layers: list[dict[str, Any]]) -> None:
+    output.lines([f"Layers: {len(layers)}"])
+    unnamed = "no named ref leads to its stream"
+    if view.on_terminal() and layers:
+        rows = [
+            (
+                layer["digest"],
+                layer["diff_id"],
+                output.rounded(layer["size"]),
+                layer["media_type"],
+                "" if layer["object"] is not None else unnamed,
+            )
+            for layer in layers
+        ]
+        output.table(("DIGEST", "DIFF ID", "SIZE", "TYPE", "NOTES"), rows)
+        return
+    for layer in layers:
+        output.lines([f"  {layer['digest']}  {output.size(layer['size'])}  {printable(layer['media_type'])}"])
+        if layer["diff_id"] is not None:
+            output.lines([f"    diff_id {layer['diff_id']}"])
+        if layer["object"] is None:
+            output.lines([f"    {unnamed}"])
 
 
 def _erofs_lines(shown: dict[str, Any]) -> None:

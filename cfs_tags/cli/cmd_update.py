@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cfs_tags.cli.options import DryRun, Json, LockTimeout, Owners, Reason, excluding, owners
-from cfs_tags.errors import CommandLineError, InvalidInstruction
+from cfs_tags.cli.options import Change, Owners, excluding, owners
+from cfs_tags.errors import UsageError
+from cfs_tags.tags.instructions import Instruction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from cfs_tags.tagging import Instruction
+    from cfs_tags import Repository
 
 _MEMBERS = frozenset({"verb", "name", "name_bytes", "target", "expected", "home"})
 _VERBS = ("create", "move", "delete", "verify")
@@ -28,10 +28,8 @@ def command(
         bool, typer.Option("--json-lines", help="Read JSON objects from standard input, one a line.")
     ] = False,
     owner: Owners = None,
-    dry_run: DryRun = False,
-    reason: Reason = None,
-    lock_timeout: LockTimeout = 30.0,
-    as_json: Json = False,
+    *,
+    how: Change,
 ) -> None:
     """Make, move and delete many tags: all or nothing.
 
@@ -55,29 +53,35 @@ def command(
     """
     excluding(ctx, stdin=stdin, json_lines=json_lines)
     if not stdin and not json_lines:
-        raise CommandLineError(command=ctx.command_path, text="where to read from is missing: --stdin or --json-lines")
+        raise UsageError(
+            "command-line", command=ctx.command_path, text="where to read from is missing: --stdin or --json-lines"
+        )
     named = owners(owner)
 
-    from cfs_tags import tagging
     from cfs_tags.cli.changes import change
+    from cfs_tags.tags import edit
+    from cfs_tags.tags.instructions import parse_instructions
 
     # bytes, so that a name that is not UTF-8 means the same here as on a command line
     lines = os.fsdecode(sys.stdin.buffer.read()).split("\n")
-    instructions = list(_from_json(lines) if json_lines else tagging.parse_instructions(lines))
+    instructions = list(_from_json(lines) if json_lines else parse_instructions(lines))
+
+    def meant(repo: Repository, one: Instruction) -> Instruction:
+        target = one.target and repo.deployments.meant(one.target)
+        return one if target == one.target else one._replace(target=target)
+
     change(
         ctx,
-        lambda repo: tagging.plan(repo, instructions, owners=named),
-        dry_run=dry_run,
-        reason=reason,
-        lock_timeout=lock_timeout,
-        as_json=as_json,
+        lambda repo: edit.plan(repo, [meant(repo, one) for one in instructions], owners=named),
+        edit.asked_instructions(instructions),
+        how,
     )
 
 
 def _from_json(lines: Iterable[str]) -> Iterator[Instruction]:
     import json
 
-    from cfs_tags.tagging import Instruction
+    from cfs_tags.tags.instructions import Instruction
 
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -85,10 +89,10 @@ def _from_json(lines: Iterable[str]) -> Iterator[Instruction]:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):
-            raise InvalidInstruction(line=number, text=line, reason="no JSON") from None
+            raise UsageError("invalid-instruction", line=number, text=line, reason="no JSON") from None
         wrong = _wrong(fields)
         if wrong is not None:
-            raise InvalidInstruction(line=number, text=line, reason=wrong)
+            raise UsageError("invalid-instruction", line=number, text=line, reason=wrong)
         name = _decoded(fields.get("name_bytes"), number, line) if "name_bytes" in fields else fields["name"]
         yield Instruction(fields["verb"], name, fields.get("target"), fields.get("expected"), fields.get("home"), line=number)
 
@@ -122,4 +126,4 @@ def _decoded(text: str | None, number: int, line: str) -> str:
     try:
         return a2b_base64((text or "").encode("ascii"), strict_mode=True).decode("utf-8", "surrogateescape")
     except (Error, UnicodeEncodeError):
-        raise InvalidInstruction(line=number, text=line, reason="name_bytes is no base64") from None
+        raise UsageError("invalid-instruction", line=number, text=line, reason="name_bytes is no base64") from None

@@ -16,16 +16,56 @@ if TYPE_CHECKING:
 
     from cfs_tags.cli.session import Session
 
-__all__ = ["answer", "deployments", "deployments_and_states", "names", "near", "one_of", "sort_keys", "tags_and_trash"]
-
-_SAFE = re.compile(r"[\w@][\w./:@%+,-]*")
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
+_SAFE = r"[\w@][\w./:@%+,-]*"
 _MANY = 2000
-_JOINTS = re.compile(r"[:=]+|@")
+_STATES = ("@booted", "@staged", "@rollback")
+_OPTION = r"(?:^|\s)(--[\w-]+=)\S*$"
+_JOINTS = r"[:=]+|@"
+
+
+def shell(option: str) -> str:
+    """The shell that started this program, else the user's own: one that there is completion for.
+
+    Raises:
+        UsageError: neither is one; ``option`` is what asked for it.
+    """
+    import shellingham  # type: ignore[import-untyped]
+
+    own = os.path.basename(os.environ.get("SHELL", ""))
+    try:
+        started_by, _ = shellingham.detect_shell()
+    except shellingham.ShellDetectionFailure:
+        started_by = ""
+    for name in (started_by, own):
+        if name in _SHELLS:
+            return name
+    from cfs_tags.errors import UsageError
+
+    reason = f"is for {', '.join(_SHELLS)}: _CFS_TAG_COMPLETE=source_bash cfs-tag prints what one of them needs"
+    raise UsageError("invalid-argument", argument=option, value=started_by or own, reason=reason)
 
 
 def names(ctx: Any, args: list[str], incomplete: str) -> list[str]:
     """Tags and deployment refs that start with what is there."""
-    return _safe(tag for tag in _rows(ctx) if tag.startswith(incomplete))
+    states = _STATES if incomplete.startswith("@") and _deployments(ctx) else ()
+    return _safe(tag for tag in (*states, *_rows(ctx)) if tag.startswith(incomplete))
+
+
+def names_and_deployments(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Tags, states and ids of deployments."""
+    return [*deployments_and_states(ctx, args, incomplete), *names(ctx, args, incomplete)]
+
+
+def pins(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Pins, without their prefix."""
+    found = (name.removeprefix("@pin/") for name in _rows(ctx) if name.startswith("@pin/"))
+    return _safe(name for name in found if name.startswith(incomplete))
+
+
+def pins_and_deployments(ctx: Any, args: list[str], incomplete: str) -> list[str]:
+    """Pins and ids of deployments."""
+    return [*pins(ctx, args, incomplete), *deployments(ctx, args, incomplete)]
 
 
 def tags_and_trash(ctx: Any, args: list[str], incomplete: str) -> list[str]:
@@ -41,7 +81,7 @@ def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
 
 def near(session: Session, name: str) -> tuple[str, ...]:
-    """Up to three tags that somebody may have meant with a name that none has; for the hint of an error."""
+    """Up to three tags with names like one that does not exist; for the hint of an error."""
     from difflib import get_close_matches
 
     if not name:
@@ -73,12 +113,14 @@ def deployments_and_states(ctx: Any, args: list[str], incomplete: str) -> list[s
 
 
 def _deployments(ctx: Any) -> list[str]:
+    from cfs_tags.formats.boot.paths import STATE_DEPLOY
+
     names = {name.removeprefix("@deployment/") for name in _rows(ctx) if name.startswith("@deployment/")}
     session = _session(ctx)
     if session is not None:
         root = session.sysroot or os.path.dirname(os.path.abspath(session.path))
         with suppress(OSError):
-            names.update(os.listdir(f"{root}/state/deploy"))
+            names.update(os.listdir(f"{root}/{STATE_DEPLOY}"))
     return [name for name in names if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{128}", name)]
 
 
@@ -107,18 +149,18 @@ def _rows(ctx: Any, *, trash: bool = False) -> list[str]:
 
 def _listed(session: Session) -> list[str]:
     """All tags, deployment refs and deleted tags."""
-    from cfs_tags import tags
     from cfs_tags.errors import CfsTagsError
+    from cfs_tags.tags.rows import list_tags, trash
 
     try:
         with session.open() as repo:
-            return [tag.name for tag in (*tags.list_tags(repo), *tags.trash(repo))]
+            return [tag.name for tag in (*list_tags(repo), *trash(repo))]
     except (CfsTagsError, OSError):
         return []
 
 
 def _safe(found: Iterable[str]) -> list[str]:
-    return sorted({name for name in found if name.isprintable() and _SAFE.fullmatch(name)})
+    return sorted({name for name in found if name.isprintable() and re.fullmatch(_SAFE, name)})
 
 
 def answer(group: Any, program: str, variable: str) -> int:
@@ -138,9 +180,19 @@ def answer(group: Any, program: str, variable: str) -> int:
     text = said.getvalue()
     if cut:
         text = "".join(f"{line[cut:]}\n" for line in text.splitlines())
-    sys.stdout.write(text)
+    sys.stdout.write(_behind_option(text, os.environ[variable]))
     sys.stdout.flush()
     return status
+
+
+def _behind_option(text: str, shell: str) -> str:
+    """The answer for a word ``--option=value``: zsh and fish are given values, and take them for the whole word."""
+    option = re.search(_OPTION, os.environ.get("_TYPER_COMPLETE_ARGS", ""))
+    if option is None:
+        return text
+    if shell == "complete_zsh":
+        return f"compset -P '*='; {text}"
+    return "".join(f"{option[1]}{line}\n" for line in text.splitlines()) if shell == "complete_fish" else text
 
 
 def _join_words() -> int:
@@ -150,13 +202,13 @@ def _join_words() -> int:
         at = int(os.environ["COMP_CWORD"])
     except (KeyError, ValueError):
         return 0
-    if len(words) == 1:  # joined with blanks by somebody else than typer's script
+    if len(words) == 1:  # joined with blanks by another script than typer's
         words = words[0].split(" ")
     joined: list[str] = []
     glue = False
     cut = 0
     for index, word in enumerate(words[: at + 1]):
-        joint = _JOINTS.fullmatch(word) is not None
+        joint = re.fullmatch(_JOINTS, word) is not None
         # "@" begins a name as often as it stands inside one, so it holds on to what follows only
         if joined and (glue or (joint and word != "@" and index > 1)):
             cut = len(joined[-1]) + (len(word) if joint else 0)
@@ -164,6 +216,7 @@ def _join_words() -> int:
         else:
             cut = len(word) if joint else 0
             joined.append(word)
+        cut -= joined[-1][:cut].endswith("@")  # readline cuts before an @ and behind the others
         glue = joint
     if at >= len(words):
         joined.append("")

@@ -6,19 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfs_tags.cli import output
 from cfs_tags.errors import CfsTagsError, printable
+from cfs_tags.values import instant_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cfs_tags.repo.contents import StoredImage
+    from cfs_tags.repo.images import StoredImage
     from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.tags import Tag
+    from cfs_tags.tags.rows import Tag
     from cfs_tags.values import Digest
-
-__all__ = ["PRESETS", "show"]
-
-PRESETS = ("podman", "podman-json", "crane")
-"""What ``--format`` takes besides templates."""
 
 _ID = 12
 _UNITS = ((31_536_000, "year"), (2_592_000, "month"), (604_800, "week"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
@@ -37,11 +33,11 @@ def show(repo: ReadRepo, found: Sequence[Tag], preset: str) -> None:
     Args:
         repo: where.
         found: tags.
-        preset: one of :data:`PRESETS`.
+        preset: ``podman``, ``podman-json`` or ``crane``.
     """
     tags = [tag for tag in found if tag.owner in ("app", "bootc") and tag.digest is not None and tag.problem is None]
     if preset == "crane":
-        output.lines([printable(tag.name) for tag in tags])
+        output.data([printable(tag.name) for tag in tags])
         return
     known: dict[Digest | None, _Image | None] = {}
     for tag in tags:
@@ -55,14 +51,14 @@ def show(repo: ReadRepo, found: Sequence[Tag], preset: str) -> None:
 
 
 def _look(repo: ReadRepo, digest: Digest) -> _Image | None:
-    from cfs_tags.apps import tarstream
-    from cfs_tags.repo import contents
+    from cfs_tags.apps import layer_tar
+    from cfs_tags.repo import images
 
     try:
-        stored = contents.load(repo, digest)
+        stored = images.load(repo, digest)
         if stored.config is None:
             return None
-        size = sum(tarstream.layer_size(repo, layer.object) for layer in stored.layers if layer.object is not None)
+        size = sum(layer_tar.size(repo, layer.object) for layer in stored.layers if layer.object is not None)
     except CfsTagsError:
         return None
     return _Image(digest, stored, size, _instant(stored.config.created))
@@ -70,15 +66,8 @@ def _look(repo: ReadRepo, digest: Digest) -> _Image | None:
 
 def _instant(text: str | None) -> float | None:
     """Seconds since 1970 of an RFC 3339 time; None for anything else."""
-    from datetime import UTC, datetime
-
-    if text is None or len(text) > 40:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    found = instant_of(text)
+    return found.timestamp() if found is not None else None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -95,7 +84,7 @@ def _table(rows: Sequence[tuple[Tag, _Image]]) -> None:
         config = image.stored.manifest.config.digest.hex[:_ID]
         shown.append((printable(repository), printable(name), config, _ago(image.created), _size(image.size)))
     widths = [max(len(row[index]) for row in shown) for index in range(4)]
-    output.lines(
+    output.data(
         ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip() for row in shown]
     )
 
@@ -126,7 +115,7 @@ def _json(rows: Sequence[tuple[Tag, _Image]]) -> None:
                 "CreatedAt": facts.created if facts is not None else None,
             }
         )
-    output.lines([output.to_json(documents)])
+    output.data([output.to_json(documents)])
 
 
 def _ago(created: float | None) -> str:

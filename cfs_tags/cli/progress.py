@@ -1,83 +1,125 @@
-"""A line that tells how far something is."""
+"""Work that takes long: a line that shows how far it is, and stopping so that it can tidy up."""
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from cfs_tags.cli import output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
-__all__ = ["Progress"]
+    from rich.progress import Progress as Bar
 
-_EVERY = 0.2
-_LONGEST = 30
-_SHORTEST = 5
+_WIDE = 60
+"""Columns from which on there is room for the rate and for the time that is left."""
 
 
 class Progress:
-    """A bar on standard error, where that is a terminal.  A context manager: it gives what is to be told, or None.
+    """A bar on standard error, where that is a terminal.  A context manager: it gives a function that takes reports, or None.
 
-    It has no thread of its own, because what it tells of forks; it is there from the first time on that it is told
-    something, and gone in the end.
+    It has no thread of its own, because the work that it shows forks.  It appears with the first report, and is removed at
+    the end of the block.
 
     Args:
         what: is done, in a word.
-        wanted: whether there shall be one at all.
-        of_bytes: whether it is told bytes, of which people want to know how many there are.
+        wanted: whether to show one.
+        of_bytes: whether the reports are in bytes: then it shows how many there are, and how many in a second.
+        of: another noun for what the reports count: likewise.  Without any it shows how many hundredths are done in a second.
+        every: seconds between two updates.
     """
 
-    def __init__(self, what: str, wanted: bool, *, of_bytes: bool = False) -> None:
+    def __init__(self, what: str, wanted: bool, *, of_bytes: bool = False, of: str = "", every: float = 0.2) -> None:
         self._what = what
         self._of_bytes = of_bytes
+        self._of = of
         self._wanted = wanted and _can_move()
-        self._shown = False
-        self._last = 0.0
+        self._bar: Bar | None = None
+        self._every = every
+        self._last = -every
 
     def __enter__(self) -> Callable[[int, int], None] | None:
         return self._show if self._wanted else None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._shown:
-            _draw("")
+        if self._bar is not None:
+            output.above_bar = None
+            with suppress(OSError):  # the terminal has gone
+                self._bar.stop()
 
     def _show(self, done: int, total: int) -> None:
         now = monotonic()
-        if now - self._last < _EVERY:
+        if now - self._last < self._every:
             return
-        self._last, self._shown = now, True
-        part = min(done / total, 1.0) if total else 1.0
-        _draw(self._line(part, f" of {output.rounded(total)}" if self._of_bytes else "", _columns() - 1))
+        self._last = now
+        with suppress(OSError):
+            if self._bar is None:
+                self._bar = self._start(total)
+            task = self._bar.tasks[0]
+            self._bar.update(task.id, completed=min(done, total) if total else 1, total=total or 1)
+            if task.speed:
+                self._bar.update(task.id, rate=self._rate(task.speed, total))
+            self._bar.refresh()
 
-    def _line(self, part: float, whole: str, room: int) -> str:
-        """What fits: without the whole where that leaves no bar that one could read, and then without a bar."""
-        for after in (f" {part:4.0%}{whole}", f" {part:4.0%}"):
-            width = min(room - len(self._what) - 1 - len(after), _LONGEST)
-            if width >= _SHORTEST:
-                filled = int(part * width)
-                return f"{self._what} {'#' * filled}{'.' * (width - filled)}{after}"
-        return f"{self._what} {part:4.0%}"[:room]
+    def _rate(self, speed: float, total: int) -> str:
+        if self._of_bytes:
+            return f"{output.rounded(int(speed))}/s"
+        return f"{speed:.1f}/s" if self._of else f"{speed * 100 / max(total, 1):.1f}%/s"
+
+    def _start(self, total: int) -> Bar:
+        from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+        from rich.text import Text
+
+        from cfs_tags.cli.screen import console
+
+        def text(template: str) -> TextColumn:
+            return TextColumn(template, markup=False, style="none")
+
+        screen = console(sys.stderr)
+        columns: list[ProgressColumn] = [text("{task.description}"), BarColumn(bar_width=30), text("{task.percentage:3.0f}%")]
+        if screen.width < _WIDE:
+            columns[1] = BarColumn(bar_width=max(screen.width - len(self._what) - 8, 1))
+        if screen.width >= _WIDE:
+            columns += [text("{task.fields[whole]}"), text("{task.fields[rate]}"), TimeRemainingColumn(compact=True)]
+        bar = Bar(
+            *columns,
+            console=screen,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        whole = output.rounded(total) if self._of_bytes else output.count(total, self._of) if self._of else ""
+        bar.add_task(self._what, total=total or 1, whole=f"of {whole}" if whole else "", rate="")
+        bar.start()
+        output.above_bar = lambda text: bar.console.print(Text(text), soft_wrap=True, end="")
+        return bar
 
 
 def _can_move() -> bool:
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _columns() -> int:
-    """Of the terminal; in the last of them some go on in the next line, so nothing may be there."""
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM stops what is done in the block as Ctrl-C does: KeyboardInterrupt is raised."""
+    import signal
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:  # the caller has a handler of its own
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except OSError:
-        return 80
-
-
-def _draw(text: str) -> None:
-    with suppress(OSError):  # nobody looks any more
-        sys.stderr.write(f"\r{text}\x1b[K")
-        sys.stderr.flush()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

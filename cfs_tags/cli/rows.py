@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from cfs_tags import tags
 from cfs_tags.cli import output
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.repo import contents
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.tags import Facts, Tag
-    from cfs_tags.values import Digest
-
-__all__ = ["Details", "details", "notes", "row", "to_json"]
+from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX
+from cfs_tags.repo import images
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.tags import rows
+from cfs_tags.tags.rows import Facts, Tag
+from cfs_tags.values import Digest
 
 
 class Details(NamedTuple):
-    """What a long listing says of a manifest; ``problem`` where it could not be read."""
+    """What a long listing says of a manifest: ``size`` in bytes, as it is moved; ``problem`` where it could not be read."""
 
     facts: Facts | None
     referrers: int
+    size: int | None = None
     problem: str | None = None
 
 
@@ -43,10 +40,12 @@ def details(repo: ReadRepo, found: list[Tag]) -> dict[Digest | None, Details]:
 def _look(repo: ReadRepo, digest: Digest) -> Details:
     count = 0
     try:
-        count = len(tags.referrers(repo, digest))
-        return Details(tags.facts(contents.load(repo, digest)), count)
+        count = len(rows.referrers(repo, digest))
+        image = images.load(repo, digest)
     except CfsTagsError as error:
-        return Details(None, count, error.message)
+        return Details(None, count, problem=error.message)
+    size = image.manifest.config.size + sum(layer.size for layer in image.manifest.layers)
+    return Details(rows.facts(image), count, size)
 
 
 def row(tag: Tag, more: Details | None = None) -> dict[str, Any]:
@@ -86,8 +85,18 @@ def to_json(found: Sequence[Tag], more: Mapping[Digest | None, Details] | None =
     return result
 
 
+def is_bootcs_own(tag: Tag) -> bool:
+    """Whether the name of a tag of bootc's is a digest, which says nothing to people: such tags are one line on a terminal."""
+    return tag.owner == "bootc" and tag.name == f"{BOOTC_TAG_PREFIX}{tag.digest}"
+
+
+def folded(count: int, what: str) -> str:
+    """The line that stands for that many tags; ``what`` says more of them."""
+    return f"{BOOTC_TAG_PREFIX}…: {output.count(count, 'tag')} of bootc's{what}"
+
+
 def notes(tag: Tag, more: Details | None = None) -> str:
     """What a row says besides: when it ends, and what is wrong with it."""
     problem = tag.problem or (more.problem if more is not None else None)
-    ends = f"until {output.instant(tag.expires)}" if tag.expires is not None else ""
+    ends = output.ends(tag.expires) if tag.expires is not None else ""
     return "; ".join([text for text in (ends, f"problem: {problem}" if problem else "") if text])

@@ -2,106 +2,69 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from cfs_tags.cli import complete, output
-from cfs_tags.errors import AmbiguousName, CommandLineError, InvalidArgument, SysrootNotFound, printable
+from cfs_tags.cli import complete, output, view
+from cfs_tags.cli.hints import advice
+from cfs_tags.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from cfs_tags.cli.session import Session
-    from cfs_tags.deployments import Deployment
-    from cfs_tags.repo.refs import RefChange
-    from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.sysroot import Finding, SysrootView
+    from collections.abc import Sequence
 
-__all__ = [
-    "Boot",
-    "Booted",
-    "Esp",
-    "Run",
-    "finding_facts",
-    "has_sysroot",
-    "place_facts",
-    "planned_changes",
-    "row_facts",
-    "show_findings",
-    "view_of",
-]
+    from cfs_tags import Repository
+    from cfs_tags.host.rows import Deployment
+    from cfs_tags.host.sightings import Finding
+    from cfs_tags.host.sysroot import SysrootView
+    from cfs_tags.tags.pins import Pin, Record
 
-_ADVICE = {
+PLACE_ADVICE = {
     "uki": "--esp DIR says where it is, --esp none that there is none",
     "boot-entry": "--boot DIR says where it is, --boot none that there is none",
     "staged-file": "--run DIR says where that is, --run none that the system does not run",
     "kernel": "--booted ID says which deployment is booted, --booted none that the system does not run",
+    "mounts": "cfs-tag sees the mounts of the system that it runs on alone: run it there; if that system does not run, "
+    "--booted none --run none say so",
 }
 
-Boot = Annotated[
-    str | None, typer.Option("--boot", metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
-]
-Esp = Annotated[
-    str | None,
-    typer.Option(
-        "--esp", metavar="DIR", help="Where the EFI system partition is mounted, 'none' if there is none.", show_default=False
-    ),
-]
-Run = Annotated[
-    str | None, typer.Option("--run", metavar="DIR", help="The system's /run, 'none' if it is not running.", show_default=False)
-]
-Booted = Annotated[
-    str | None,
-    typer.Option(
-        "--booted",
-        metavar="ID",
-        autocompletion=complete.deployments,
-        help="The booted deployment of another system, by its id or prefix; 'none' if it is not running.",
-        show_default=False,
-    ),
-]
+
+class Places(NamedTuple):
+    """Where the parts of a host are: a group of options, each of them an option of the command."""
+
+    boot: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The boot directory, 'none' if there is none.", show_default=False)
+    ] = None
+    esp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where the EFI system partition is mounted, 'none' if there is none.", show_default=False
+        ),
+    ] = None
+    run: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The system's /run, 'none' if it is not running.", show_default=False)
+    ] = None
+    booted: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            autocompletion=complete.deployments,
+            help="The booted deployment of another system, by its id or prefix; 'none' if it is not running.",
+            show_default=False,
+        ),
+    ] = None
 
 
-def view_of(
-    session: Session, repo: ReadRepo, boot: str | None, esp: str | None, run: str | None, booted: str | None
-) -> SysrootView:
-    """Read the sysroot of the repository.
-
-    Raises:
-        SysrootNotFound: the repository is no bootc repository, and no sysroot was named.
-        InvalidArgument: ``--booted`` is neither an id nor the start of one.
-        AmbiguousName: it is the start of several.
-    """
-    from cfs_tags.sysroot import Sysroot, SysrootView
-
-    root = session.sysroot or repo.sysroot
-    if root is None:
-        raise SysrootNotFound(path=repo.path)
-    without = {part for part, value in (("boot", boot), ("esp", esp), ("run", run), ("kernel", booted)) if value == "none"}
-    cmdline = None
-    if booted is not None and booted != "none":
-        cmdline = f"composefs={_whole_id(repo, root, booted)}"
-    sysroot = Sysroot.find(
-        os.path.normpath(root),
-        boot=None if boot == "none" else boot,
-        esp=None if esp == "none" else esp,
-        run=None if run == "none" else run,
-        cmdline=cmdline,
-        without=without,
-    )
-    return SysrootView.read(sysroot, repo.algorithm)
-
-
-def has_sysroot(ctx: typer.Context, repo: ReadRepo, *, ignored: bool = False, **options: str | bool | None) -> bool:
+def has_sysroot(ctx: typer.Context, repo: Repository, *, ignored: bool = False, **options: str | bool | None) -> bool:
     """Whether there is a sysroot with the repository; ``options`` are those that mean nothing without one.
 
-    ``ignored`` is ``--no-sysroot``: then there is none, whatever is there.
+    ``ignored`` is ``--no-sysroot``: then the sysroot is not used, even if there is one.
 
     Raises:
-        CommandLineError: one of them is given, and there is none.
+        UsageError: one of them is given, and there is no sysroot.
     """
-    if not ignored and (ctx.obj.sysroot is not None or repo.sysroot is not None):
+    if not ignored and repo.deployments.are_seen:
         return True
     for name, value in options.items():
         if value:
@@ -109,34 +72,61 @@ def has_sysroot(ctx: typer.Context, repo: ReadRepo, *, ignored: bool = False, **
             text = f"{option} is for a repository with a sysroot: name it with --sysroot"
             if ignored:
                 text = f"{option} and --no-sysroot exclude each other"
-            raise CommandLineError(command=ctx.command_path, text=text)
+            raise UsageError("command-line", command=ctx.command_path, text=text)
     return False
 
 
-def planned_changes(
-    session: Session,
-    repo: ReadRepo,
-    boot: str | None = None,
-    esp: str | None = None,
-    run: str | None = None,
-    booted: str | None = None,
-) -> tuple[tuple[RefChange, ...], tuple[str, ...]]:
-    """The changes of refs that a collection would make first, and why it would stop, where it would."""
-    from cfs_tags import gc
-    from cfs_tags.errors import PlaceUnread, SysrootUnseen, UnresolvedDeployment
+_WIDE = 110
+"""Columns from which on a terminal shows deployments as a table."""
 
-    view = None
-    problems: tuple[str, ...] = ()
-    if session.sysroot is not None or repo.sysroot is not None:
-        view = view_of(session, repo, boot, esp, run, booted)
-    elif repo.is_bootc:
-        problems = (SysrootUnseen(path=repo.path).message,)
-    for image_only in (False, True):
-        try:
-            return gc.plan_refs(repo, view, image_only=image_only).changes, problems
-        except (PlaceUnread, UnresolvedDeployment) as error:
-            problems = problems or (error.message,)
-    return gc.plan_refs(repo, None).changes, problems
+
+def show_rows(rows: Sequence[Deployment]) -> None:
+    """Deployments for people: a table, or on a narrow terminal a few lines each; what is wrong with each by its codes."""
+    if not rows and view.on_terminal():
+        output.lines(["no deployments"])
+        return
+    codes = [", ".join(dict.fromkeys(finding.code for finding in row.health)) or "ok" for row in rows]
+    if not view.on_terminal():
+        plain = [
+            (row.state, row.id, row.image, row.version, row.manifest, row.ref, health)
+            for row, health in zip(rows, codes, strict=True)
+        ]
+        output.table(("STATE", "DEPLOYMENT", "IMAGE", "VERSION", "MANIFEST", "REF", "HEALTH"), plain)
+        return
+    states = [row.state for row in rows]
+    ages = [output.age(row.created) for row in rows]
+    if (view.columns(sys.stdout) or 0) >= _WIDE:
+        cells = [
+            (state, *_known(row), age, row.id, row.manifest, row.ref, health)
+            for state, row, age, health in zip(states, rows, ages, codes, strict=True)
+        ]
+        output.table(("STATE", "IMAGE", "VERSION", "AGE", "DEPLOYMENT", "MANIFEST", "REF", "HEALTH"), cells)
+        return
+    for state, row, age, health in zip(states, rows, ages, codes, strict=True):
+        first = "  ".join(filter(None, (*_known(row), age)))
+        second = "  ".join(filter(None, (row.id, row.manifest, f"ref {row.ref}")))
+        output.lines([f"{state:<{_STATE}}{printable(first)}"], _STATE, {state: state})
+        output.lines([f"{'':<{_STATE}}{second}"], _STATE)
+        output.lines([f"{'':<{_STATE}}{health}"], _STATE, {f"{'':<{_STATE}}{health}": "ok" if health == "ok" else "problem"})
+
+
+_STATE = 10
+
+
+def show_pins(rows: Sequence[Deployment]) -> None:
+    """Below the rows: by which pins each is kept, and why."""
+    for row in rows:
+        for pin, record in row.pins:
+            until = f", {output.ends(pin.expires)}" if pin.expires is not None else ""
+            why = f": {printable(record.reason)}" if record.reason else ""
+            output.lines([f"{row.id[:12]}: pinned as {printable(pin.name)}{until}{why}"])
+
+
+def _known(row: Deployment) -> tuple[str, str | None]:
+    """Image and version; where they are not known, what the boot entry says of them."""
+    entry = next((entry for entry in row.entries if entry.title or entry.version), None)
+    title = f" titled {entry.title}" if entry is not None and entry.title else ""
+    return row.image or f"(unknown image{title})", row.version or (entry.version if entry is not None else None)
 
 
 def row_facts(row: Deployment) -> dict[str, Any]:
@@ -151,6 +141,7 @@ def row_facts(row: Deployment) -> dict[str, Any]:
         "ref": row.ref,
         "places": row.places,
         "bound": row.bound,
+        "pins": [pin_facts(*pinned) for pinned in row.pins],
         "entries": [
             {
                 "path": entry.path,
@@ -166,45 +157,45 @@ def row_facts(row: Deployment) -> dict[str, Any]:
     }
 
 
+def pin_facts(pin: Pin, record: Record) -> dict[str, Any]:
+    """A pin as JSON shows it."""
+    return {
+        **output.named(pin.name),
+        "deployment": pin.deployment,
+        "manifest": pin.manifest,
+        "expires": output.instant(pin.expires),
+        "ended": pin.has_ended,
+        "made": record.made,
+        "reason": record.reason,
+        "by": record.by,
+    }
+
+
 def finding_facts(finding: Finding) -> dict[str, str]:
     """A finding as JSON shows it."""
-    return {"code": finding.code, "message": finding.message, "advice": finding.advice}
+    return {"code": finding.code, "message": finding.message, "advice": advice(finding.advice)}
 
 
-def place_facts(view: SysrootView) -> list[dict[str, str | None]]:
+def place_facts(host: SysrootView) -> list[dict[str, str | None]]:
     """Places as JSON shows them."""
-    return [{"place": place.name, "path": place.path or None, "not_read": place.reason} for place in view.places]
+    return [{"place": place.name, "path": place.path or None, "not_read": place.reason} for place in host.places]
 
 
-def show_findings(view: SysrootView) -> None:
+def ways_out(host: SysrootView) -> dict[str, str]:
+    """What to say of places that could not be read, so that they keep nothing back."""
+    names = dict.fromkeys(place.name for place in host.unread if place.name in PLACE_ADVICE)
+    if "kernel" in names:  # what is said of the command line is said of the mounts
+        names.pop("mounts", None)
+    return {name: PLACE_ADVICE[name] for name in names}
+
+
+def show_findings(host: SysrootView) -> None:
     """What was found wrong with the sysroot itself, and what could not be read, below a table."""
-    for place in view.unread:
+    ways = ways_out(host)
+    for place in host.unread:
         where = f" ({printable(place.path)})" if place.path else ""
         output.lines([f"not read: {place.name}{where}: {printable(place.reason)}"])
-        if place.name in _ADVICE:
-            output.lines([f"  {_ADVICE[place.name]}"])
-    for finding in view.findings:
-        output.lines([f"{finding.code}: {printable(finding.message)}: {finding.advice}"])
-
-
-def _whole_id(repo: ReadRepo, root: str, text: str) -> str:
-    """The id that an option names, whole or by the start of one that has a state directory."""
-    digits = repo.algorithm.hex_length
-    if not text or len(text) > digits or not set(text) <= set("0123456789abcdef"):
-        raise InvalidArgument(
-            argument="--booted", value=text, reason=f"is no deployment id: those have {digits} digits of 0-9 and a-f"
-        )
-    if len(text) == digits:
-        return text
-    found: list[str] = []
-    with suppress(OSError):
-        found = sorted(name for name in os.listdir(f"{root}/state/deploy") if name.startswith(text) and len(name) == digits)
-    if not found:
-        raise InvalidArgument(
-            argument="--booted",
-            value=text,
-            reason=f"is the start of no deployment that is there; whole ids have {digits} digits",
-        )
-    if len(found) > 1:
-        raise AmbiguousName(name=text, candidates=tuple(found))
-    return found[0]
+        if place.name in ways:
+            output.lines([f"  {ways[place.name]}"])
+    for finding in host.findings:
+        output.lines([f"{finding.code}: {printable(finding.message)}: {advice(finding.advice)}"])

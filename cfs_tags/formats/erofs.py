@@ -1,4 +1,4 @@
-"""EROFS images as composefs makes them: which objects they need, and what small files say.
+"""EROFS images as composefs makes them: their structures, and which objects they need.  Their files: ``erofstree.py``.
 
 An image holds metadata only (composefs-rs 0.9.4, ``erofs/format.rs`` and ``erofs/reader.rs``).  All integers are
 little-endian, blocks have 4096 bytes; an inode is named by its offset divided by 32::
@@ -32,7 +32,7 @@ import re
 from functools import cache
 from mmap import MADV_DONTNEED, mmap
 from struct import Struct
-from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from cfs_tags.errors import FormatError
 from cfs_tags.values import Algorithm, ObjectId
@@ -42,33 +42,12 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview | mmap
 
-__all__ = [
-    "MAX_CONTENT",
-    "MAX_SIZE",
-    "Node",
-    "Superblock",
-    "check_image",
-    "listdir",
-    "object_refs",
-    "read_path",
-    "scan_object_refs",
-    "superblock",
-]
-
-MAX_SIZE = 1 << 30
+_MAX_SIZE = 1 << 30
 """Bytes of the largest image that is read, as in composefs-rs."""
 
-MAX_CONTENT = 4096
-"""Bytes of the largest content that is read from within an image.  Files of at most 64 bytes are stored there (composefs-rs
-reads up to 512), and the targets of symbolic links."""
-
-MAX_LINKS = 40
-"""Symbolic links that are followed for one path, as in Linux."""
-
-Kind = Literal["file", "directory", "symlink", "character device", "block device", "fifo", "socket"]
 
 _STRUCTURE = "EROFS image"
-_BLOCK = 4096
+BLOCK = 4096
 _SUPERBLOCK = 1024
 _SUPERBLOCK_END = _SUPERBLOCK + 128
 
@@ -86,22 +65,13 @@ _INCOMPAT_KNOWN = 0b100  # chunked files
 _COMPACT = Struct("<4HI4xI4x2H")
 # format, xattr_icount, mode, size, u, uid, gid, nlink
 _EXTENDED = Struct("<3H2xQI4x2I12xI")
-_PLAIN, _INLINE, _CHUNKS = 0, 4, 8
+_PLAIN, INLINE, CHUNKS = 0, 4, 8
 
 _ENTRY = Struct("<QHBx")
-_XATTR = Struct("<BBH")
+XATTR = Struct("<BBH")
+TRUSTED = 4
+"""Prefix number of names that begin with ``trusted.``."""
 _XATTRS_HEADER = 12
-_TRUSTED = 4
-
-_KINDS: dict[int, Kind] = {
-    0o100000: "file",
-    0o040000: "directory",
-    0o120000: "symlink",
-    0o020000: "character device",
-    0o060000: "block device",
-    0o010000: "fifo",
-    0o140000: "socket",
-}
 
 
 class Superblock(NamedTuple):
@@ -122,29 +92,9 @@ class Superblock(NamedTuple):
     xattrs: int
 
 
-class Node(NamedTuple):
-    """A file of an image.
+class Inode(NamedTuple):
+    """An inode as it is stored; ``u`` is what its layout takes for a block or a device."""
 
-    Attributes:
-        kind: what it is.
-        mode: permission bits.
-        uid: owner.
-        gid: group.
-        size: in bytes.
-        content: of a file that is stored within the image, or the target of a symbolic link; else None.
-        object: of a file that is stored outside; else None.
-    """
-
-    kind: Kind
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    content: bytes | None = None
-    object: ObjectId | None = None
-
-
-class _Inode(NamedTuple):
     offset: int
     mode: int
     nlink: int
@@ -159,10 +109,12 @@ class _Inode(NamedTuple):
 
     @property
     def is_directory(self) -> bool:
+        """Whether it is a directory."""
         return self.mode & 0o170000 == 0o040000
 
     @property
     def is_whiteout(self) -> bool:
+        """Whether it marks a file that is not there: a character device 0, 0."""
         return self.mode & 0o170000 == 0o020000 and self.u == 0
 
 
@@ -173,10 +125,10 @@ def superblock(data: Buffer) -> Superblock:
         FormatError: this is no composefs image, or one with a version or feature that is not known.
     """
     size = len(data)
-    if size > MAX_SIZE:
-        _wrong(MAX_SIZE, f"at most {MAX_SIZE} bytes", f"{size} bytes")
+    if size > _MAX_SIZE:
+        wrong(_MAX_SIZE, f"at most {_MAX_SIZE} bytes", f"{size} bytes")
     if size < _SUPERBLOCK_END:
-        _wrong(size, f"a superblock that ends at {_SUPERBLOCK_END}", f"{size} bytes")
+        wrong(size, f"a superblock that ends at {_SUPERBLOCK_END}", f"{size} bytes")
     magic, erofs_version, _, version = _HEADER.unpack_from(data, 0)
     _expect(0, "composefs magic d078629a", magic == _COMPOSEFS_MAGIC, f"{magic:08x}")
     _expect(4, "header version 1", erofs_version == 1, erofs_version)
@@ -193,8 +145,8 @@ def superblock(data: Buffer) -> Superblock:
     _expect(_SUPERBLOCK + 96, "no packed inode", packed == 0, packed)
     _expect(_SUPERBLOCK + 40, "inodes from block 0 on", meta == 0, meta)
     _expect(_SUPERBLOCK + 91, "no xattr prefixes", prefixes == 0, prefixes)
-    _expect(_SUPERBLOCK + 44, "xattrs within the image", xattrs * _BLOCK <= size, xattrs)
-    return Superblock(version, root, inodes, build_time, xattrs * _BLOCK)
+    _expect(_SUPERBLOCK + 44, "xattrs within the image", xattrs * BLOCK <= size, xattrs)
+    return Superblock(version, root, inodes, build_time, xattrs * BLOCK)
 
 
 def check_image(data: Buffer) -> None:
@@ -204,7 +156,7 @@ def check_image(data: Buffer) -> None:
         FormatError: it is not.
     """
     root = superblock(data).root
-    _expect(root * 32, "the root directory", _inode(data, root).is_directory, "another kind of file")
+    _expect(root * 32, "the root directory", inode_of(data, root).is_directory, "another kind of file")
 
 
 # -- references --------------------------------------------------------------------------------------------------------
@@ -226,28 +178,28 @@ def object_refs(data: Buffer, algorithm: Algorithm) -> set[ObjectId]:
     seen = {top.root}
     pending = [top.root]
     while pending:
-        inode = _inode(data, pending.pop())
+        inode = inode_of(data, pending.pop())
         budget -= inode.data - inode.xattrs
         if inode.xattrs < inode.data:
-            ids, local = _xattr_ids(data, inode)
+            ids, local = xattr_ids(data, inode)
             for identity in ids:
                 if identity not in shared:
                     shared.add(identity)
                     at = top.xattrs + identity * 4
-                    _xattr_digest(data, at, len(data), algorithm, found)
+                    xattr_digest(data, at, len(data), algorithm, found)
             while local < inode.data:
-                local = _xattr_digest(data, local, inode.data, algorithm, found)
+                local = xattr_digest(data, local, inode.data, algorithm, found)
         if inode.is_directory:
-            for start, end in _directory_blocks(data, inode):
+            for start, end in directory_blocks(data, inode):
                 budget -= end - start
                 if budget < 0:
                     break
-                for nid, name in _entries(data, start, end):
+                for nid, name in entries_of(data, start, end):
                     if nid not in seen and name not in (b".", b".."):
                         seen.add(nid)
                         pending.append(nid)
         if budget < 0:
-            _wrong(inode.offset, "inodes that do not overlap", "more data than the image has")
+            wrong(inode.offset, "inodes that do not overlap", "more data than the image has")
     return {ObjectId.of_bytes(digest) for digest in found}
 
 
@@ -277,7 +229,7 @@ _PART = 1 << 22
 
 
 class _Pattern(NamedTuple):
-    """Something of ``length`` bytes that is looked for, with what must stand behind it."""
+    """A pattern of ``length`` bytes, and the bytes that must follow it."""
 
     compiled: re.Pattern[bytes]
     length: int
@@ -298,7 +250,7 @@ def _metacopy(algorithm: Algorithm) -> _Pattern:
 
 @cache
 def _usual_redirect(algorithm: Algorithm) -> _Pattern:
-    text = _XATTR.pack(len(_REDIRECT), _TRUSTED, algorithm.hex_length + 2) + _REDIRECT
+    text = XATTR.pack(len(_REDIRECT), TRUSTED, algorithm.hex_length + 2) + _REDIRECT
     compiled = re.compile(re.escape(text) + b"(?=/(.{%d}))" % (algorithm.hex_length + 1), re.DOTALL)
     return _Pattern(compiled, len(text) + algorithm.hex_length + 2)
 
@@ -307,7 +259,7 @@ def _redirects(data: Buffer, start: int, algorithm: Algorithm) -> bytes:
     """The digests of the redirects that begin in a part."""
     paths = _usual_redirect(algorithm).begin_in(data, start)
     usual = _digests_of_paths(b"".join(paths), len(paths), algorithm)
-    names = _Pattern(_REDIRECT_NAME, len(_REDIRECT)).begin_in(data, start + _XATTR.size)
+    names = _Pattern(_REDIRECT_NAME, len(_REDIRECT)).begin_in(data, start + XATTR.size)
     if usual is not None and len(paths) == len(names):
         return usual
     return b"".join(_each_redirect(data, start, algorithm))
@@ -329,9 +281,9 @@ def _digests_of_paths(paths: bytes, count: int, algorithm: Algorithm) -> bytes |
 
 def _each_redirect(data: Buffer, start: int, algorithm: Algorithm) -> Iterator[bytes]:
     """The digest of each of them, whatever it looks like."""
-    first = start + _XATTR.size
+    first = start + XATTR.size
     for match in _REDIRECT_NAME.finditer(data, first, first + _PART + len(_REDIRECT) - 1):
-        _, _, size = _XATTR.unpack_from(data, match.start() - _XATTR.size)
+        _, _, size = XATTR.unpack_from(data, match.start() - XATTR.size)
         digest = _redirect_digest(bytes(data[match.end() : match.end() + size]), algorithm)
         if digest is not None:
             yield digest
@@ -360,11 +312,11 @@ def _redirect_digest(value: bytes, algorithm: Algorithm) -> bytes | None:
 _HEX = re.compile(rb"[0-9a-fA-F]*")
 
 
-def _xattr_digest(data: Buffer, at: int, limit: int, algorithm: Algorithm, found: set[bytes]) -> int:
+def xattr_digest(data: Buffer, at: int, limit: int, algorithm: Algorithm, found: set[bytes]) -> int:
     """Add the digest of the xattr at ``at``, if it has one; where the next one starts."""
-    index, name, value, end = _xattr(data, at, limit)
+    index, name, value, end = xattr_at(data, at, limit)
     # the length tells nearly all other names apart, without a copy
-    if index == _TRUSTED and value - name == 16:
+    if index == TRUSTED and value - name == 16:
         suffix = bytes(data[name:value])
         if suffix == _METACOPY:
             content = bytes(data[value:end])
@@ -374,154 +326,21 @@ def _xattr_digest(data: Buffer, at: int, limit: int, algorithm: Algorithm, found
             digest = _redirect_digest(bytes(data[value:end]), algorithm)
             if digest is not None:
                 found.add(digest)
-    return at + _XATTR.size + (end - name + 3 & ~3)
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def read_path(data: Buffer, path: str, *, follow: bool = True) -> Node | None:
-    """The file at ``path``; None where there is none, as also at the end of too many links.
-
-    Symbolic links are followed within the image, the last one only with ``follow``: absolute ones start at its root,
-    ``..`` never leads out of it.
-
-    Raises:
-        FormatError: the image is damaged on the way, or the content is longer than ``MAX_CONTENT``.
-    """
-    tree = _Tree(data)
-    nid = tree.resolve(path, follow)
-    return None if nid is None else tree.node(nid)
-
-
-def listdir(data: Buffer, path: str) -> tuple[str, ...] | None:
-    """The sorted names in the directory at ``path``; None where there is none.  Whiteouts are no files and left out.
-
-    Undecodable bytes in names are surrogates, as :func:`os.fsdecode` makes them.
-
-    Raises:
-        FormatError: the image is damaged on the way.
-    """
-    tree = _Tree(data)
-    nid = tree.resolve(path, follow=True)
-    if nid is None or not _inode(data, nid).is_directory:
-        return None
-    names = (name for name, child in tree.directory(nid).items() if not _inode(data, child).is_whiteout)
-    return tuple(sorted(name.decode("utf-8", "surrogateescape") for name in names))
-
-
-class _Tree:
-    """One look into an image.  Directories are read once, so the path may be as hostile as the image."""
-
-    def __init__(self, data: Buffer) -> None:
-        self._data = data
-        self._top = superblock(data)
-        self._directories: dict[int, dict[bytes, int]] = {}
-        self._budget = len(data)
-
-    def directory(self, nid: int) -> dict[bytes, int]:
-        """Inodes by name, without ``.`` and ``..``."""
-        known = self._directories.get(nid)
-        if known is not None:
-            return known
-        entries: dict[bytes, int] = {}
-        inode = _inode(self._data, nid)
-        for start, end in _directory_blocks(self._data, inode):
-            self._budget -= end - start
-            if self._budget < 0:
-                _wrong(inode.offset, "directories that do not overlap", "more data than the image has")
-            for child, name in _entries(self._data, start, end):
-                if not name or b"/" in name or b"\0" in name:
-                    _wrong(start, "a file name", "one that is empty or has a slash or NUL")
-                if name not in (b".", b".."):
-                    entries.setdefault(name, child)
-        self._directories[nid] = entries
-        return entries
-
-    def resolve(self, path: str, follow: bool) -> int | None:
-        rest = path.encode("utf-8", "surrogateescape").split(b"/")[::-1]
-        where = [self._top.root]
-        links = MAX_LINKS
-        while rest:
-            name = rest.pop()
-            if not _inode(self._data, where[-1]).is_directory:
-                return None
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                del where[max(1, len(where) - 1) :]
-                continue
-            child = self.directory(where[-1]).get(name)
-            if child is None:
-                return None
-            inode = _inode(self._data, child)
-            if inode.is_whiteout:
-                return None
-            if inode.mode & 0o170000 == 0o120000 and (rest or follow):
-                links -= 1
-                target = self._content(inode)
-                if links < 0 or not target:
-                    return None
-                if target.startswith(b"/"):
-                    del where[1:]
-                rest.extend(target.split(b"/")[::-1])
-            else:
-                where.append(child)
-        return where[-1]
-
-    def node(self, nid: int) -> Node:
-        inode = _inode(self._data, nid)
-        kind = _KINDS.get(inode.mode & 0o170000)
-        if kind is None:
-            _wrong(inode.offset + 4, "a type of file", f"{inode.mode:o}")
-        node = Node(kind, inode.mode & 0o7777, inode.uid, inode.gid, inode.size)
-        if kind == "symlink":
-            return node._replace(content=self._content(inode))
-        if kind == "file":
-            outside = self._object(inode)
-            if outside is not None:
-                return node._replace(object=outside)
-            if inode.layout == _CHUNKS:
-                _wrong(inode.offset, "a digest of the content", "a file stored outside without one")
-            return node._replace(content=self._content(inode))
-        return node
-
-    def _object(self, inode: _Inode) -> ObjectId | None:
-        if inode.xattrs == inode.data:
-            return None
-        ids, local = _xattr_ids(self._data, inode)
-        places = [(self._top.xattrs + identity * 4, len(self._data)) for identity in ids]
-        for algorithm in Algorithm:
-            found: set[bytes] = set()
-            for at, limit in places:
-                _xattr_digest(self._data, at, limit, algorithm, found)
-            at = local
-            while at < inode.data:
-                at = _xattr_digest(self._data, at, inode.data, algorithm, found)
-            if len(found) > 1:
-                _wrong(inode.offset, "one digest of the content", f"{len(found)} different ones")
-            for digest in found:
-                return ObjectId.of_bytes(digest)
-        return None
-
-    def _content(self, inode: _Inode) -> bytes:
-        if inode.size > MAX_CONTENT:
-            _wrong(inode.offset, f"content of at most {MAX_CONTENT} bytes", f"{inode.size} bytes")
-        content = b"".join(bytes(self._data[start:end]) for start, end in _blocks(self._data, inode))
-        return content[: inode.size]
+    return at + XATTR.size + (end - name + 3 & ~3)
 
 
 # -- structures --------------------------------------------------------------------------------------------------------
 
 
-def _inode(data: Buffer, nid: int) -> _Inode:
+def inode_of(data: Buffer, nid: int) -> Inode:
+    """The inode of a number.  Raises FormatError, as every function here does, if the image is damaged."""
     offset = nid * 32
     size = len(data)
     if offset + 32 > size:
-        _wrong(min(offset, 1 << 63), f"an inode within {size} bytes", f"inode {nid}")
+        wrong(min(offset, 1 << 63), f"an inode within {size} bytes", f"inode {nid}")
     if data[offset] & 1:
         if offset + 64 > size:
-            _wrong(offset, "an inode of 64 bytes", f"{size - offset} bytes")
+            wrong(offset, "an inode of 64 bytes", f"{size - offset} bytes")
         form, icount, mode, length, u, uid, gid, nlink = _EXTENDED.unpack_from(data, offset)
         xattrs = offset + 64
     else:
@@ -529,50 +348,51 @@ def _inode(data: Buffer, nid: int) -> _Inode:
         xattrs = offset + 32
     layout = form & 0b1110
     tail = xattrs + (_XATTRS_HEADER + 4 * (icount - 1) if icount else 0)
-    if layout == _INLINE:
-        end = tail + length % _BLOCK
+    if layout == INLINE:
+        end = tail + length % BLOCK
     elif layout == _PLAIN:
         end = tail
-    elif layout == _CHUNKS:
+    elif layout == CHUNKS:
         end = tail + 4
     else:
-        _wrong(offset, "data layout 0, 2 or 4", layout >> 1)
+        wrong(offset, "data layout 0, 2 or 4", layout >> 1)
     if end > size:
-        _wrong(offset, f"an inode within {size} bytes", f"one that ends at {end}")
-    return _Inode(offset, mode, nlink, length, u, uid, gid, layout, xattrs, tail, end)
+        wrong(offset, f"an inode within {size} bytes", f"one that ends at {end}")
+    return Inode(offset, mode, nlink, length, u, uid, gid, layout, xattrs, tail, end)
 
 
-def _blocks(data: Buffer, inode: _Inode) -> list[tuple[int, int]]:
+def blocks_of(data: Buffer, inode: Inode) -> list[tuple[int, int]]:
     """Start and end of the data of an inode: whole blocks as one range, then the tail."""
-    if inode.layout == _CHUNKS:
-        _wrong(inode.offset, "data within the image", "chunks outside")
-    count = inode.size // _BLOCK if inode.layout == _INLINE else -(-inode.size // _BLOCK)
+    if inode.layout == CHUNKS:
+        wrong(inode.offset, "data within the image", "chunks outside")
+    count = inode.size // BLOCK if inode.layout == INLINE else -(-inode.size // BLOCK)
     result = []
     if count:
-        start, end = inode.u * _BLOCK, (inode.u + count) * _BLOCK
+        start, end = inode.u * BLOCK, (inode.u + count) * BLOCK
         if end > len(data):
-            _wrong(inode.offset, f"data within {len(data)} bytes", f"data up to {end}")
+            wrong(inode.offset, f"data within {len(data)} bytes", f"data up to {end}")
         result.append((start, end))
     if inode.data < inode.end:
         result.append((inode.data, inode.end))
     return result
 
 
-def _directory_blocks(data: Buffer, inode: _Inode) -> list[tuple[int, int]]:
+def directory_blocks(data: Buffer, inode: Inode) -> list[tuple[int, int]]:
+    """Start and end of each block of a directory."""
     result = []
-    for start, end in _blocks(data, inode):
-        result += [(at, min(at + _BLOCK, end)) for at in range(start, end, _BLOCK)]
+    for start, end in blocks_of(data, inode):
+        result += [(at, min(at + BLOCK, end)) for at in range(start, end, BLOCK)]
     return result
 
 
-def _entries(data: Buffer, start: int, end: int) -> list[tuple[int, bytes]]:
+def entries_of(data: Buffer, start: int, end: int) -> list[tuple[int, bytes]]:
     """Inode and name of each entry of the directory block from ``start`` to ``end``."""
     block = bytes(data[start:end])
     if len(block) < _ENTRY.size:
-        _wrong(start, "a directory block", f"{len(block)} bytes")
+        wrong(start, "a directory block", f"{len(block)} bytes")
     heads = block[8] | block[9] << 8
     if heads == 0 or heads % _ENTRY.size or heads > len(block):
-        _wrong(start + 8, "the end of an array of directory entries", heads)
+        wrong(start + 8, "the end of an array of directory entries", heads)
     entries = list(_ENTRY.iter_unpack(memoryview(block)[:heads]))
     ends = [name for _, name, _ in entries[1:]]
     last = entries[-1][1]
@@ -581,38 +401,39 @@ def _entries(data: Buffer, start: int, end: int) -> list[tuple[int, bytes]]:
     result = []
     for (nid, name, _), stop in zip(entries, ends, strict=True):
         if not name <= stop <= len(block):
-            _wrong(start, f"names within {len(block)} bytes, in order", f"one from {name} to {stop}")
+            wrong(start, f"names within {len(block)} bytes, in order", f"one from {name} to {stop}")
         result.append((nid, block[name:stop]))
     return result
 
 
-def _xattr_ids(data: Buffer, inode: _Inode) -> tuple[tuple[int, ...], int]:
+def xattr_ids(data: Buffer, inode: Inode) -> tuple[tuple[int, ...], int]:
     """The ids of the shared xattrs, and where the local ones start."""
     count = data[inode.xattrs + 4]
     ids = inode.xattrs + _XATTRS_HEADER
     local = ids + 4 * count
     if local > inode.data:
-        _wrong(inode.xattrs + 4, f"at most {(inode.data - ids) // 4} shared xattrs", count)
+        wrong(inode.xattrs + 4, f"at most {(inode.data - ids) // 4} shared xattrs", count)
     return (Struct(f"<{count}I").unpack_from(data, ids) if count else ()), local
 
 
-def _xattr(data: Buffer, at: int, limit: int) -> tuple[int, int, int, int]:
+def xattr_at(data: Buffer, at: int, limit: int) -> tuple[int, int, int, int]:
     """Prefix number of the xattr at ``at``, then where its name, its value and what follows the value start."""
-    name = at + _XATTR.size
+    name = at + XATTR.size
     if name > limit:
-        _wrong(at, f"an xattr before {limit}", f"one that starts at {at}")
-    name_length, index, size = _XATTR.unpack_from(data, at)
+        wrong(at, f"an xattr before {limit}", f"one that starts at {at}")
+    name_length, index, size = XATTR.unpack_from(data, at)
     value = name + name_length
     end = value + size
     if name + (end - name + 3 & ~3) > limit:
-        _wrong(at, f"an xattr that ends before {limit}", f"one that ends at {end}")
+        wrong(at, f"an xattr that ends before {limit}", f"one that ends at {end}")
     return index, name, value, end
 
 
 def _expect(offset: int, wanted: str, holds: bool, found: object) -> None:
     if not holds:
-        _wrong(offset, wanted, found)
+        wrong(offset, wanted, found)
 
 
-def _wrong(offset: int, wanted: str, found: object) -> NoReturn:
+def wrong(offset: int, wanted: str, found: object) -> NoReturn:
+    """Raise FormatError for the bytes at ``offset``."""
     raise FormatError(structure=_STRUCTURE, offset=offset, wanted=wanted, found=str(found))

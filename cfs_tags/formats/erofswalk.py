@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from operator import le
 from struct import Struct, pack, unpack_from
-from typing import TYPE_CHECKING
 
 from cfs_tags.formats import erofs
-
-if TYPE_CHECKING:
-    from cfs_tags.values import Algorithm
-
-__all__ = ["image_refs", "image_table"]
+from cfs_tags.values import Algorithm
 
 # format, xattr_icount, mode, size, u
 _COMPACT = Struct("<3H2xI4xI")

@@ -26,8 +26,6 @@ from cfs_tags.values import Algorithm, ObjectId
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-__all__ = ["BLOCK_SIZE", "Measurer", "measure"]
-
 BLOCK_SIZE = 4096
 """Bytes in a block, of the file and of the hash tree."""
 
@@ -104,6 +102,16 @@ class Measurer:
                 self._push(0, b"".join([hash_(view[i : i + BLOCK_SIZE]).digest() for i in range(batch, ends, BLOCK_SIZE)]))
             self._partial += view[whole:]
 
+    def update_zeros(self, count: int) -> None:
+        """Take ``count`` bytes of zeros; the work grows with the logarithm of it."""
+        first = min(-len(self._partial) % BLOCK_SIZE, count)
+        self.update(bytes(first))
+        blocks, last = divmod(count - first, BLOCK_SIZE)
+        if blocks:
+            self._size += blocks * BLOCK_SIZE
+            self._repeat(0, self._hash(bytes(BLOCK_SIZE)).digest(), blocks)
+        self.update(bytes(last))
+
     def digest(self) -> ObjectId:
         """The digest of what was taken so far; more may follow."""
         return ObjectId.of_bytes(self._hash(_descriptor(self._root(), self._size, self._algorithm)).digest())
@@ -121,6 +129,22 @@ class Measurer:
             above = b"".join([self._hash(pending[i : i + BLOCK_SIZE]).digest() for i in range(0, full, BLOCK_SIZE)])
             del pending[:full]
             self._push(level + 1, above)
+
+    def _repeat(self, level: int, hash_: bytes, count: int) -> None:
+        """Add one hash ``count`` times to a level."""
+        in_block = BLOCK_SIZE // self._algorithm.size
+        pending = len(self._levels[level]) // self._algorithm.size if level < len(self._levels) else 0
+        first = min(-pending % in_block, count)
+        if first:
+            self._push(level, hash_ * first)
+        blocks, last = divmod(count - first, in_block)
+        if blocks:
+            if level == len(self._levels):
+                self._push(level, b"")
+            self._counts[level] += blocks * in_block
+            self._repeat(level + 1, self._hash(hash_ * in_block).digest(), blocks)
+        if last:
+            self._push(level, hash_ * last)
 
     def _root(self) -> bytes:
         """The root hash, computed beside the levels so that measuring can go on."""

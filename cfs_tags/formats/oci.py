@@ -1,46 +1,21 @@
 """OCI manifests, configs and indexes: what is needed of them, from bytes as they were fetched.
 
-The shape is that of the OCI image specification 1.1.  What is required and what may be absent follows the parser of
-composefs-rs 0.9.4 (the crate oci-spec 0.10), so that an image that ``cfsctl oci images`` lists is one that can be read
-here, with the same facts: a key that is not known is ignored, an optional key may be null, a known key must not stand
-there twice.  Text is kept as it stands; it is foreign, and none of it is safe to print as it is.
+The shape is that of the OCI image specification 1.1.  An image that ``cfsctl oci images`` lists (composefs-rs 0.9.4 with
+the crate oci-spec 0.10) can be read here, with the same facts: a key that is not known is ignored, an optional key may be
+null, a known key must not stand there twice.  So can one that podman and skopeo read although lists that must be there
+are absent or null: builders write an empty list like that.  Text is kept as it stands; it is foreign, and none of it is
+safe to print as it is.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from cfs_tags.errors import FormatError, InvalidDigest
-from cfs_tags.formats import fields
+from cfs_tags.formats import json_fields
 from cfs_tags.values import Digest
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = [
-    "MAX_CONFIG",
-    "MAX_INDEX",
-    "MAX_MANIFEST",
-    "MEDIA_TYPE_CONFIG",
-    "MEDIA_TYPE_DOCKER_CONFIG",
-    "MEDIA_TYPE_DOCKER_INDEX",
-    "MEDIA_TYPE_DOCKER_MANIFEST",
-    "MEDIA_TYPE_EMPTY",
-    "MEDIA_TYPE_INDEX",
-    "MEDIA_TYPE_MANIFEST",
-    "Descriptor",
-    "History",
-    "ImageConfig",
-    "Index",
-    "Manifest",
-    "Platform",
-    "kind",
-    "parse_config",
-    "parse_index",
-    "parse_manifest",
-    "parse_manifest_or_index",
-]
 
 MAX_MANIFEST = 4 << 20
 """Bytes of the longest manifest that is read: what registries must take, and the most that skopeo reads.  Hostile JSON
@@ -55,18 +30,59 @@ MAX_INDEX = 4 << 20
 MEDIA_TYPE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_TYPE_INDEX = "application/vnd.oci.image.index.v1+json"
 MEDIA_TYPE_CONFIG = "application/vnd.oci.image.config.v1+json"
-MEDIA_TYPE_EMPTY = "application/vnd.oci.empty.v1+json"
 MEDIA_TYPE_DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 MEDIA_TYPE_DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 MEDIA_TYPE_DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
+
+MEDIA_TYPE_HOST = "application/vnd.cfs-tags.host.v1+json"
+"""Of what a host says about itself in a registry."""
+
+LAYERS = "application/vnd.oci.image.layer."
+"""How media types of layers start."""
+MEDIA_TYPE_LAYER = f"{LAYERS}v1.tar"
+_MEDIA_TYPE_LAYER_GZIP = f"{MEDIA_TYPE_LAYER}+gzip"
+_MEDIA_TYPE_LAYER_ZSTD = f"{MEDIA_TYPE_LAYER}+zstd"
+_MEDIA_TYPE_DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
+
+MANIFEST_TYPES = (MEDIA_TYPE_MANIFEST, MEDIA_TYPE_INDEX, MEDIA_TYPE_DOCKER_MANIFEST, MEDIA_TYPE_DOCKER_INDEX)
+"""Media types of what an index may lead to: manifests and other indexes."""
+
+LAYER_TYPES = {"none": MEDIA_TYPE_LAYER, "gzip": _MEDIA_TYPE_LAYER_GZIP, "zstd": _MEDIA_TYPE_LAYER_ZSTD}
+"""Media types of layers by their compression."""
+DOCKER_LAYER_TYPES = {
+    kind: f"{_MEDIA_TYPE_DOCKER_LAYER}{suffix}" for kind, suffix in (("none", ""), ("gzip", ".gzip"), ("zstd", ".zstd"))
+}
+"""The same for manifests of Docker's."""
+
+_UNSHARED = f"{LAYERS}nondistributable.v1.tar"
+_DOCKER_UNSHARED = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+DOCKER_LAYERS = {
+    **{DOCKER_LAYER_TYPES[kind]: LAYER_TYPES[kind] for kind in LAYER_TYPES},
+    _DOCKER_UNSHARED: _UNSHARED,
+    f"{_DOCKER_UNSHARED}.gzip": f"{_UNSHARED}+gzip",
+}
+"""OCI's media type for each of Docker's that a layer may have."""
+
+ANNOTATIONS = "org.opencontainers.image."
+"""How the annotations and labels start that OCI defines for images."""
+REF_NAME = f"{ANNOTATIONS}ref.name"
+"""Annotation of an entry of a layout: its name there (image-spec 1.1, ``annotations.md``)."""
+FULL_NAME = "io.containerd.image.name"
+"""Annotation that containerd and Docker give an entry: the whole name of the image."""
+
+LAYOUT_FILE = "oci-layout"
+"""The file that marks a layout (image-spec 1.1, ``image-layout.md``)."""
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+"""Its content."""
+MAX_LAYOUT = 1 << 16
 
 Kind = Literal["manifest", "index"]
 
 # oci-spec, digest.rs: beside the three algorithms that are registered any other; never a "/"
 _OTHER_DIGEST = r"(?!sha(?:256|384|512):)[a-z0-9]+(?:[+._-][a-z0-9]+)*:[A-Za-z0-9=_-]+"
 
-_TAR_TYPES = ("application/vnd.oci.image.layer.v1.tar", "application/vnd.oci.image.layer.nondistributable.v1.tar")
-_TARS = frozenset(kind + suffix for kind in _TAR_TYPES for suffix in ("", "+gzip", "+zstd"))
+_TARS = frozenset(kind + suffix for kind in (MEDIA_TYPE_LAYER, _UNSHARED) for suffix in ("", "+gzip", "+zstd"))
+_TARS |= DOCKER_LAYERS.keys()
 
 # what is read of each object: these keys must not stand there twice
 _MANIFEST_KEYS = ("schemaVersion", "mediaType", "artifactType", "config", "layers", "subject", "annotations")
@@ -111,7 +127,8 @@ class Descriptor(NamedTuple):
 
     @property
     def is_tar(self) -> bool:
-        """Whether the media type is that of an image's layer: a tar, plain or compressed."""
+        """Whether the media type is that of an image's layer: a tar, plain or compressed.  Docker's types stand in OCI
+        manifests, too."""
         return self.media_type in _TARS
 
 
@@ -220,7 +237,7 @@ def kind(data: bytes) -> Kind:
     Raises:
         FormatError: neither; or both, as a document that means one thing here and another there.
     """
-    return _kind(fields.load(data, "manifest or index", MAX_MANIFEST))
+    return _kind(json_fields.load(data, "manifest or index", MAX_MANIFEST))
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -229,7 +246,7 @@ def parse_manifest(data: bytes) -> Manifest:
     Raises:
         FormatError: too long, no JSON, or not the shape; ``wanted`` says where, as a JSON pointer.
     """
-    return _manifest(fields.load(data, "manifest", MAX_MANIFEST))
+    return _manifest(json_fields.load(data, "manifest", MAX_MANIFEST))
 
 
 def parse_index(data: bytes) -> Index:
@@ -238,7 +255,22 @@ def parse_index(data: bytes) -> Index:
     Raises:
         FormatError: as :func:`parse_manifest`.
     """
-    return _index(fields.load(data, "index", MAX_INDEX))
+    return _index(json_fields.load(data, "index", MAX_INDEX))
+
+
+def check_layout(data: bytes) -> None:
+    """Look whether a file marks a layout of the version that this program knows, the only one that there is.
+
+    Raises:
+        FormatError: it does not.
+    """
+    document = json_fields.load(data, LAYOUT_FILE, MAX_LAYOUT)
+    try:
+        version = json_fields.text(document, "imageLayoutVersion")
+    except json_fields.Wrong as wrong:
+        raise wrong.as_error(LAYOUT_FILE) from None
+    if version != "1.0.0":
+        raise FormatError(structure=LAYOUT_FILE, offset=0, wanted="version 1.0.0", found=f"version {version}")
 
 
 def parse_manifest_or_index(data: bytes) -> Manifest | Index:
@@ -247,7 +279,7 @@ def parse_manifest_or_index(data: bytes) -> Manifest | Index:
     Raises:
         FormatError: as :func:`kind` and :func:`parse_manifest`.
     """
-    document = fields.load(data, "manifest or index", MAX_MANIFEST)
+    document = json_fields.load(data, "manifest or index", MAX_MANIFEST)
     return _index(document) if _kind(document) == "index" else _manifest(document)
 
 
@@ -257,34 +289,34 @@ def parse_config(data: bytes) -> ImageConfig:
     Raises:
         FormatError: as :func:`parse_manifest`.
     """
-    document = fields.load(data, "config", MAX_CONFIG)
+    document = json_fields.load(data, "config", MAX_CONFIG)
     try:
-        document = fields.struct(document, _CONFIG_KEYS)
+        document = json_fields.struct(document, _CONFIG_KEYS)
         try:
-            rootfs = fields.struct(document.get("rootfs"), _ROOTFS_KEYS)
-            fields.text(rootfs, "type")
+            rootfs = json_fields.struct(document.get("rootfs"), _ROOTFS_KEYS)
+            json_fields.text(rootfs, "type")
             diff_ids = _digests(rootfs, "diff_ids")
-        except fields.Wrong as wrong:
+        except json_fields.Wrong as wrong:
             raise wrong.under("rootfs") from None
         try:
-            run = {} if document.get("config") is None else fields.struct(document["config"], _RUN_KEYS)
-            labels = fields.text_map(run, "Labels")
-            entrypoint = fields.texts(run, "Entrypoint")
-            cmd = fields.texts(run, "Cmd")
-            env = fields.texts(run, "Env")
-            user = fields.optional_text(run, "User")
-            working_dir = fields.optional_text(run, "WorkingDir")
-            stop_signal = fields.optional_text(run, "StopSignal")
-        except fields.Wrong as wrong:
+            run = {} if document.get("config") is None else json_fields.struct(document["config"], _RUN_KEYS)
+            labels = json_fields.text_map(run, "Labels")
+            entrypoint = json_fields.texts(run, "Entrypoint")
+            cmd = json_fields.texts(run, "Cmd")
+            env = json_fields.texts(run, "Env")
+            user = json_fields.optional_text(run, "User")
+            working_dir = json_fields.optional_text(run, "WorkingDir")
+            stop_signal = json_fields.optional_text(run, "StopSignal")
+        except json_fields.Wrong as wrong:
             raise wrong.under("config") from None
         return ImageConfig(
-            architecture=fields.text(document, "architecture"),
-            os=fields.text(document, "os"),
+            architecture=json_fields.text(document, "architecture"),
+            os=json_fields.text(document, "os"),
             diff_ids=diff_ids,
-            created=fields.optional_text(document, "created"),
-            author=fields.optional_text(document, "author"),
-            variant=fields.optional_text(document, "variant"),
-            os_version=fields.optional_text(document, "os.version"),
+            created=json_fields.optional_text(document, "created"),
+            author=json_fields.optional_text(document, "author"),
+            variant=json_fields.optional_text(document, "variant"),
+            os_version=json_fields.optional_text(document, "os.version"),
             labels=labels,
             entrypoint=entrypoint,
             cmd=cmd,
@@ -294,7 +326,7 @@ def parse_config(data: bytes) -> ImageConfig:
             stop_signal=stop_signal,
             history=_history(document),
         )
-    except fields.Wrong as wrong:
+    except json_fields.Wrong as wrong:
         raise wrong.as_error("config") from None
 
 
@@ -317,35 +349,37 @@ def _kind(document: dict[str, Any]) -> Kind:
 def _manifest(document: dict[str, Any]) -> Manifest:
     try:
         if "manifests" in document and "config" not in document:
-            raise fields.Wrong("a manifest", "an index")
-        document = fields.struct(document, _MANIFEST_KEYS)
+            raise json_fields.Wrong("a manifest", "an index")
+        document = json_fields.struct(document, _MANIFEST_KEYS)
         return Manifest(
             config=_descriptor(document.get("config"), "config"),
             layers=_descriptors(document, "layers"),
             subject=_subject(document),
-            artifact_type=fields.optional_text(document, "artifactType"),
-            media_type=fields.optional_text(document, "mediaType"),
-            annotations=fields.text_map(document, "annotations"),
-            schema_version=fields.number(document, "schemaVersion", 1 << 32),
+            artifact_type=json_fields.optional_text(document, "artifactType"),
+            media_type=json_fields.optional_text(document, "mediaType"),
+            annotations=json_fields.text_map(document, "annotations"),
+            schema_version=json_fields.number(document, "schemaVersion", 1 << 32),
         )
-    except fields.Wrong as wrong:
+    except json_fields.Wrong as wrong:
         raise wrong.as_error("manifest") from None
 
 
 def _index(document: dict[str, Any]) -> Index:
     try:
         if "manifests" not in document and "config" in document:
-            raise fields.Wrong("an index", "a manifest")
-        document = fields.struct(document, _INDEX_KEYS)
+            raise json_fields.Wrong("an index", "a manifest")
+        document = json_fields.struct(document, _INDEX_KEYS)
+        if "manifests" not in document:
+            raise json_fields.Wrong("a list", "nothing", "manifests")
         return Index(
             manifests=_descriptors(document, "manifests"),
-            media_type=fields.optional_text(document, "mediaType"),
-            artifact_type=fields.optional_text(document, "artifactType"),
+            media_type=json_fields.optional_text(document, "mediaType"),
+            artifact_type=json_fields.optional_text(document, "artifactType"),
             subject=_subject(document),
-            annotations=fields.text_map(document, "annotations"),
-            schema_version=fields.number(document, "schemaVersion", 1 << 32),
+            annotations=json_fields.text_map(document, "annotations"),
+            schema_version=json_fields.number(document, "schemaVersion", 1 << 32),
         )
-    except fields.Wrong as wrong:
+    except json_fields.Wrong as wrong:
         raise wrong.as_error("index") from None
 
 
@@ -355,23 +389,23 @@ def _subject(document: dict[str, Any]) -> Descriptor | None:
 
 
 def _descriptors(document: dict[str, Any], key: str) -> tuple[Descriptor, ...]:
-    return tuple([_descriptor(item, key, number) for number, item in enumerate(fields.items(document, key))])
+    return tuple([_descriptor(item, key, number) for number, item in enumerate(json_fields.optional_items(document, key))])
 
 
 def _descriptor(value: object, key: str, number: int | None = None) -> Descriptor:
     try:
-        members = fields.struct(value, _DESCRIPTOR_KEYS)
+        members = json_fields.struct(value, _DESCRIPTOR_KEYS)
         # by position: of an image with many layers this is what takes the time
         return Descriptor(
-            fields.text(members, "mediaType"),
+            json_fields.text(members, "mediaType"),
             _digest(members.get("digest")),
-            fields.number(members, "size", 1 << 64),
-            fields.text_map(members, "annotations"),
+            json_fields.number(members, "size", 1 << 64),
+            json_fields.text_map(members, "annotations"),
             _platform(members),
-            fields.optional_text(members, "artifactType"),
-            fields.texts(members, "urls"),
+            json_fields.optional_text(members, "artifactType"),
+            json_fields.texts(members, "urls"),
         )
-    except fields.Wrong as wrong:
+    except json_fields.Wrong as wrong:
         raise wrong.under(key if number is None else f"{key}/{number}") from None
 
 
@@ -380,51 +414,49 @@ def _platform(descriptor: dict[str, Any]) -> Platform | None:
     if value is None:
         return None
     try:
-        members = fields.struct(value, _PLATFORM_KEYS)
+        members = json_fields.struct(value, _PLATFORM_KEYS)
         return Platform(
-            architecture=fields.optional_text(members, "architecture") or "",
-            os=fields.optional_text(members, "os") or "",
-            variant=fields.optional_text(members, "variant"),
-            os_version=fields.optional_text(members, "os.version"),
+            architecture=json_fields.optional_text(members, "architecture") or "",
+            os=json_fields.optional_text(members, "os") or "",
+            variant=json_fields.optional_text(members, "variant"),
+            os_version=json_fields.optional_text(members, "os.version"),
         )
-    except fields.Wrong as wrong:
+    except json_fields.Wrong as wrong:
         raise wrong.under("platform") from None
 
 
 def _history(document: dict[str, Any]) -> tuple[History, ...]:
-    if document.get("history") is None:
-        return ()
     result = []
-    for number, step in enumerate(fields.items(document, "history")):
+    for number, step in enumerate(json_fields.optional_items(document, "history")):
         try:
-            members = fields.struct(step, _HISTORY_KEYS)
+            members = json_fields.struct(step, _HISTORY_KEYS)
             empty = members.get("empty_layer")
             if empty is not None and not isinstance(empty, bool):
-                raise fields.Wrong("true or false", fields.shown(empty), "empty_layer")
+                raise json_fields.Wrong("true or false", json_fields.shown(empty), "empty_layer")
             result.append(
                 History(
-                    created=fields.optional_text(members, "created"),
-                    created_by=fields.optional_text(members, "created_by"),
-                    author=fields.optional_text(members, "author"),
-                    comment=fields.optional_text(members, "comment"),
+                    created=json_fields.optional_text(members, "created"),
+                    created_by=json_fields.optional_text(members, "created_by"),
+                    author=json_fields.optional_text(members, "author"),
+                    comment=json_fields.optional_text(members, "comment"),
                     empty_layer=bool(empty),
                 )
             )
-        except fields.Wrong as wrong:
+        except json_fields.Wrong as wrong:
             raise wrong.under(f"history/{number}") from None
     return tuple(result)
 
 
 def _digest(value: object, place: str = "digest") -> Digest:
     if type(value) is not str:
-        raise fields.Wrong("a digest", fields.shown(value), place)
+        raise json_fields.Wrong("a digest", json_fields.shown(value), place)
     try:
         return Digest.parse(value)
     except InvalidDigest:
         if re.fullmatch(_OTHER_DIGEST, value) is None:
-            raise fields.Wrong("a digest", fields.shown(value), place) from None
+            raise json_fields.Wrong("a digest", json_fields.shown(value), place) from None
         return Digest.trusted(value)
 
 
 def _digests(members: dict[str, Any], key: str) -> tuple[Digest, ...]:
-    return tuple([_digest(item, f"{key}/{number}") for number, item in enumerate(fields.items(members, key))])
+    return tuple([_digest(item, f"{key}/{number}") for number, item in enumerate(json_fields.optional_items(members, key))])

@@ -14,14 +14,13 @@ unknown *incompatible* one forbids reading.
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.errors import UnsupportedError
+from cfs_tags.formats import json_fields
 from cfs_tags.values import Algorithm, encodable
 
-__all__ = ["MAX_SIZE", "VERSION", "RepoMeta", "fresh", "parse", "render"]
-
-VERSION = 1
+_VERSION = 1
 """The newest version that is known here."""
 
 MAX_SIZE = 1 << 20
@@ -83,30 +82,40 @@ def parse(data: bytes) -> RepoMeta:
 
     Raises:
         FormatError: it is not JSON of that shape, or longer than ``MAX_SIZE``.
-        UnsupportedVersion: of a version above ``VERSION``.
-        UnsupportedFeature: an incompatible flag, a hash algorithm, a block size or an EROFS version that is not known.
+        UnsupportedError: of a version above ``_VERSION``.
+        UnsupportedError: an incompatible flag, a hash algorithm, a block size or an EROFS version that is not known.
     """
-    fields = _object(_load(data), "")
+    # the two halves of a doubled key would be a different repository for different programs
+    document = json_fields.load_any(data, _STRUCTURE, MAX_SIZE, unique=True)
+    try:
+        return _meta(document)
+    except json_fields.Wrong as wrong:
+        raise wrong.as_error(_STRUCTURE) from None
+
+
+def _meta(document: object) -> RepoMeta:
+    if not isinstance(document, dict):
+        raise json_fields.Wrong("an object at /", json_fields.shown(document))
     # the version first: nothing else means the same in a version that is not known
-    version = fields.get("version")
+    version = document.get("version")
     if type(version) is not int or not 0 <= version < 1 << 32:
-        _malformed("a number below 2^32 at /version", version)
-    if version > VERSION:
-        raise UnsupportedVersion(structure=_STRUCTURE, wanted=f"up to {VERSION}", found=str(version))
-    features = _object(fields.get("features", {}), "/features")
+        raise json_fields.Wrong("a number below 2^32", json_fields.shown(version), "version")
+    if version > _VERSION:
+        raise UnsupportedError("unsupported-version", structure=_STRUCTURE, wanted=f"up to {_VERSION}", found=str(version))
+    features = _object(document, "features")
     incompatible = _flags(features, "incompatible")
     unknown = tuple(flag for flag in incompatible if flag not in _KNOWN_INCOMPATIBLE)
     if unknown:
-        raise UnsupportedFeature(structure=_STRUCTURE, features=unknown)
+        raise UnsupportedError("unsupported-feature", structure=_STRUCTURE, features=unknown)
     default: int | None = None
     extra: tuple[int, ...] = ()
-    if "erofs_formats" in fields:
-        formats = _object(fields["erofs_formats"], "/erofs_formats")
+    if "erofs_formats" in document:
+        formats = _object(document, "erofs_formats")
         default = _erofs_version(formats.get("default"), "default")
-        extra = tuple(sorted({_erofs_version(item, "extra") for item in _list(formats, "extra", "/erofs_formats")}))
+        extra = tuple(sorted({_erofs_version(item, "extra") for item in _list(formats, "extra", "erofs_formats")}))
     return RepoMeta(
         version=version,
-        algorithm=_algorithm(fields.get("algorithm")),
+        algorithm=_algorithm(document.get("algorithm")),
         compatible=_flags(features, "compatible"),
         read_only_compatible=_flags(features, "read-only-compatible"),
         incompatible=incompatible,
@@ -120,7 +129,7 @@ def fresh(algorithm: Algorithm) -> RepoMeta:
 
     Whatever EROFS version the images in it have: those that are made from then on are of version 1.
     """
-    return RepoMeta(VERSION, algorithm, read_only_compatible=(_V1_EROFS,), erofs_default=1)
+    return RepoMeta(_VERSION, algorithm, read_only_compatible=(_V1_EROFS,), erofs_default=1)
 
 
 def render(meta: RepoMeta) -> bytes:
@@ -141,70 +150,40 @@ def render(meta: RepoMeta) -> bytes:
     return json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
-def _load(data: bytes) -> object:
-    if len(data) > MAX_SIZE:
-        raise FormatError(structure=_STRUCTURE, offset=MAX_SIZE, wanted=f"at most {MAX_SIZE} bytes", found=f"{len(data)} bytes")
+def _object(document: dict[str, Any], key: str) -> dict[str, Any]:
     try:
-        return json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise FormatError(structure=_STRUCTURE, offset=error.start, wanted="UTF-8", found=error.reason) from None
-    except json.JSONDecodeError as error:
-        offset = len(error.doc[: error.pos].encode())
-        raise FormatError(structure=_STRUCTURE, offset=offset, wanted="JSON", found=error.msg) from None
-    except (RecursionError, ValueError) as error:
-        raise FormatError(structure=_STRUCTURE, offset=0, wanted="JSON", found=str(error)) from None
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        # the two halves of a doubled key would be a different repository for different programs
-        raise ValueError("a key twice in one object")
-    return result
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name}, which is no JSON")
-
-
-def _object(value: object, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _malformed(f"an object at {place or '/'}", value)
-    return value
+        return json_fields.struct(document.get(key, {}), ())
+    except json_fields.Wrong as wrong:
+        raise wrong.under(key) from None
 
 
 def _list(fields: dict[str, Any], key: str, place: str) -> list[Any]:
-    value = fields.get(key, [])
-    if not isinstance(value, list):
-        _malformed(f"a list at {place}/{key}", value)
-    return value
+    try:
+        return json_fields.items(fields, key) if key in fields else []
+    except json_fields.Wrong as wrong:
+        raise wrong.under(place) from None
 
 
 def _flags(features: dict[str, Any], key: str) -> tuple[str, ...]:
-    flags = _list(features, key, "/features")
+    flags = _list(features, key, "features")
     for flag in flags:
         if not isinstance(flag, str) or not encodable(flag):
-            _malformed(f"text at /features/{key}", flag)
+            raise json_fields.Wrong("text", json_fields.shown(flag), f"features/{key}")
     return tuple(flags)
 
 
 def _algorithm(value: object) -> Algorithm:
     if not isinstance(value, str) or not value.startswith("fsverity-"):
-        _malformed("fsverity-<hash>-<log2 of the block size> at /algorithm", value)
+        raise json_fields.Wrong("fsverity-<hash>-<log2 of the block size>", json_fields.shown(value), "algorithm")
     algorithm = _ALGORITHMS.get(value)
     if algorithm is None:
-        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"algorithm {value[:100]}",))
+        raise UnsupportedError("unsupported-feature", structure=_STRUCTURE, features=(f"algorithm {value[:100]}",))
     return algorithm
 
 
 def _erofs_version(value: object, key: str) -> int:
     if type(value) is not int:
-        _malformed(f"a number at /erofs_formats/{key}", value)
+        raise json_fields.Wrong("a number", json_fields.shown(value), f"erofs_formats/{key}")
     if value not in _EROFS_VERSIONS:
-        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"EROFS format {str(value)[:100]}",))
+        raise UnsupportedError("unsupported-feature", structure=_STRUCTURE, features=(f"EROFS format {str(value)[:100]}",))
     return value
-
-
-def _malformed(wanted: str, found: object) -> NoReturn:
-    shown = f"a JSON {type(found).__name__}" if isinstance(found, (dict, list)) else json.dumps(found)[:100]
-    raise FormatError(structure=_STRUCTURE, offset=0, wanted=wanted, found=shown)

@@ -28,37 +28,13 @@ from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.errors import FormatError, UnsupportedError
 from cfs_tags.values import Algorithm, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from _typeshed import ReadableBuffer as Buffer
-
-__all__ = [
-    "CHUNK",
-    "CONTENT_TYPE_BLOB",
-    "CONTENT_TYPE_CONFIG",
-    "CONTENT_TYPE_LAYER",
-    "CONTENT_TYPE_MANIFEST",
-    "HEADER",
-    "HEADER_SIZE",
-    "INFO",
-    "LG_BLOCKSIZE",
-    "MAGIC",
-    "MAX_NAMED_REFS",
-    "MAX_SIZE",
-    "PIECE_SIZE",
-    "SplitStream",
-    "chunks",
-    "looks_like_one",
-    "parse",
-    "parse_refs",
-    "salvage_refs",
-    "sole_object",
-    "zstd_library",
-]
 
 MAX_SIZE = 1 << 30
 """Bytes of the longest splitstream that is read.
@@ -81,6 +57,14 @@ CONTENT_TYPE_BLOB = int.from_bytes(b"oci_blob", "little")
 MAX_NAMED_REFS = 4 << 20
 """Bytes of named refs, decompressed, that are read.  A manifest that a registry takes (4 MiB) cannot name more."""
 
+_MAX_NAMED_RATIO = 16
+"""Bytes of named refs for each byte that they are compressed to, beyond 16 KiB: names have digests in them."""
+
+_MAX_BODY_RATIO = 1000
+"""Most bytes of a body for each compressed byte, beyond 16 MiB.
+
+The most regular layers, headers of files of one size and owner, come to 200."""
+
 PIECE_SIZE = 64 << 10
 """Bytes of the longest piece of inline content that :func:`chunks` gives out."""
 
@@ -91,6 +75,11 @@ INFO = Struct("<10Q")
 CHUNK = Struct("<q")
 HEADER_SIZE = 32
 LG_BLOCKSIZE = 12
+_FREE_NAMES = 16 << 10
+_FREE_BODY = 16 << 20
+_FREE_PARTS = 1000
+_FREE_COPIES = 8
+_HEADER_OF_FILE = 512
 _STRUCTURE = "splitstream"
 _BODY = "splitstream body"
 _NAMES = "splitstream named refs"
@@ -171,8 +160,8 @@ def parse(data: Buffer, algorithm: Algorithm | None = None) -> SplitStream:
 
     Raises:
         FormatError: the bytes are no splitstream, or one for another algorithm.
-        UnsupportedVersion: of a version above 0.
-        UnsupportedFeature: hashed in a way that is not known here.
+        UnsupportedError: of a version above 0.
+        UnsupportedError: hashed in a way that is not known here.
     """
     view = memoryview(data)
     layout, found, info = _sections(view, algorithm)
@@ -182,28 +171,6 @@ def parse(data: Buffer, algorithm: Algorithm | None = None) -> SplitStream:
     body = _section(view, "stream", body_start, body_end)
     names = _named_refs(_section(view, "named_refs", names_start, names_end), stream_refs, found)
     return SplitStream(layout, found, kind, size, names, stream_refs, object_refs, body)
-
-
-def parse_refs(data: Buffer, algorithm: Algorithm | None = None) -> tuple[memoryview, memoryview]:
-    """Read only what a splitstream refers to.
-
-    Args:
-        data: the whole file.
-        algorithm: what the repository uses; None takes any.
-
-    Returns:
-        Views of ``stream_refs`` and ``object_refs``: digests of ``algorithm.size`` bytes, one after the other.  The
-        first may be of EROFS images as well as of streams: only the names tell them apart.
-
-    Raises:
-        FormatError, UnsupportedVersion, UnsupportedFeature: as :func:`parse`.
-    """
-    view = memoryview(data)
-    _, found, info = _sections(view, algorithm)
-    return (
-        _array(view, "stream_refs", info[0], info[1], found.size),
-        _array(view, "object_refs", info[2], info[3], found.size),
-    )
 
 
 def looks_like_one(head: bytes) -> bool:
@@ -222,7 +189,8 @@ def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
         algorithm: what the repository uses.
 
     Returns:
-        As :func:`parse_refs`, as bytes; both empty where nothing can be read.
+        ``stream_refs`` and ``object_refs``: digests of ``algorithm.size`` bytes, one after the other; both empty where
+        nothing can be read.
     """
     view = memoryview(data)
     streams, objects = b"", b""
@@ -238,31 +206,36 @@ def salvage_refs(data: Buffer, algorithm: Algorithm) -> tuple[bytes, bytes]:
     return streams, objects
 
 
-def chunks(stream: SplitStream | Buffer, size_of: Callable[[ObjectId], int] | None = None) -> Iterator[bytes | ObjectId]:
+def chunks(stream: SplitStream | Buffer) -> Iterator[bytes | ObjectId]:
     """The content of a splitstream, in order: inline bytes as ``bytes``, each external object as its digest.
 
-    Memory is bounded whatever the body claims: inline content comes in pieces of at most ``PIECE_SIZE`` bytes (so one
-    chunk may be several pieces), and a window of the compression is 128 MiB at most.
+    Work is bounded by the bytes of the stream: a body is not inflated beyond :data:`_MAX_BODY_RATIO`, and an object that comes
+    again is paid for by inline bytes, as a file is by its header.  Memory is bounded whatever the body claims: inline
+    content comes in pieces of at most ``PIECE_SIZE`` bytes (so one chunk may be several pieces), and a window of the
+    compression is 128 MiB at most.
+
+    The inline bytes must not exceed ``stream_size``, nor miss it where nothing is external; for the whole sum see
+    :func:`check_size`.
 
     Args:
         stream: parsed, or the bytes of one.
-        size_of: the size of an object in bytes; with it the sum is compared with ``stream_size`` at the end.  Without
-            it, the inline bytes must not exceed ``stream_size``, nor miss it where nothing is external.
 
     Raises:
-        FormatError: as :func:`parse`; or chunks that are cut short, too many for ``stream_size`` or name no object.
+        FormatError: as :func:`parse`; or chunks that are cut short, too many for ``stream_size`` or for their stream, or
+            name no object.
     """
     if not isinstance(stream, SplitStream):
         stream = parse(stream)
-    return _chunks(stream, size_of)
+    return _chunks(stream)
 
 
-def _chunks(stream: SplitStream, size_of: Callable[[ObjectId], int] | None) -> Iterator[bytes | ObjectId]:
+def _chunks(stream: SplitStream) -> Iterator[bytes | ObjectId]:
     width = stream.algorithm.size
     refs = stream.raw_object_refs
     count = len(refs) // width
-    total = inline = at = 0  # at: bytes of the body before the buffer, for messages
-    external = False
+    inline = at = 0  # at: bytes of the body before the buffer, for messages
+    external = inside = 0  # chunks of objects, and inline bytes
+    free = _FREE_PARTS + _FREE_COPIES * count
     pieces = _inflate(stream.body)
     buffer, pos = b"", 0
     unpack = CHUNK.unpack_from
@@ -277,30 +250,83 @@ def _chunks(stream: SplitStream, size_of: Callable[[ObjectId], int] | None) -> I
             n: int = unpack(buffer, pos)[0]
             if n < 0:
                 inline = -n
-                total += inline
-                if total > stream.stream_size:
-                    _malformed(at + pos, f"at most {stream.stream_size} bytes", f"{total} inline", _BODY)
+                inside += inline
+                if inside > stream.stream_size:
+                    _malformed(at + pos, f"at most {stream.stream_size} bytes", f"{inside} inline", _BODY)
             elif n < count:
-                digest = ObjectId(refs[n * width : (n + 1) * width].hex())
-                external = True
-                if size_of is not None:
-                    total += size_of(digest)
-                yield digest
+                external += 1
+                if external > free and (external - free) * _HEADER_OF_FILE > inside:
+                    _too_many(at + pos, external, inside)
+                yield ObjectId(refs[n * width : (n + 1) * width].hex())
             else:
                 _malformed(at + pos, f"an index below {count}", str(n), _BODY)
             pos += 8
         else:
             piece = next(pieces, b"")
             if not piece:
-                if inline:
-                    _malformed(at + len(buffer), f"{inline} more inline bytes", "the end", _BODY)
-                if here:
-                    _malformed(at + pos, "a chunk", f"{here} bytes", _BODY)
+                _check_end(at + pos, inline, here)
                 break
             at += pos
             buffer, pos = buffer[pos:] + piece, 0
-    if total != stream.stream_size and (size_of is not None or not external):
-        _malformed(at + pos, f"{stream.stream_size} bytes in all", str(total), _BODY)
+    if inside != stream.stream_size and not external:
+        _malformed(at + pos, f"{stream.stream_size} bytes in all", str(inside), _BODY)
+
+
+def check_size(stream: SplitStream, sizes: Sequence[int]) -> None:
+    """Compare ``stream_size`` with the bytes that the parts of a splitstream have.  None of the content is copied.
+
+    Args:
+        stream: parsed.
+        sizes: of the objects in ``raw_object_refs``, in bytes and in that order.
+
+    Raises:
+        FormatError: as :func:`chunks`; or the sum is another one.
+    """
+    count = len(sizes)
+    free = _FREE_PARTS + _FREE_COPIES * count
+    total = external = inside = 0
+    skip = at = 0  # inline bytes that are still to come; bytes of the body before the buffer, for messages
+    buffer = b""
+    unpack = CHUNK.unpack_from
+    for piece in _inflate(stream.body):
+        buffer += piece
+        pos, last = skip, len(buffer) - 8
+        # a layer has two chunks for each of its files
+        while pos <= last:
+            n: int = unpack(buffer, pos)[0]
+            pos += 8
+            if n < 0:
+                inside -= n
+                pos -= n
+            elif n < count:
+                external += 1
+                if external > free and (external - free) * _HEADER_OF_FILE > inside:
+                    _too_many(at + pos - 8, external, inside)
+                total += sizes[n]
+            else:
+                _malformed(at + pos - 8, f"an index below {count}", str(n), _BODY)
+        at += min(pos, len(buffer))
+        skip, buffer = max(pos - len(buffer), 0), buffer[pos:]
+    _check_end(at, skip, len(buffer))
+    if total + inside != stream.stream_size:
+        _malformed(at, f"{stream.stream_size} bytes in all", str(total + inside), _BODY)
+
+
+def _too_many(at: int, external: int, inside: int) -> NoReturn:
+    _malformed(at, "a header for each file", f"{external} files in {inside} inline bytes", _BODY)
+
+
+def _check_end(at: int, inline: int, rest: int) -> None:
+    """Refuse a body that ends within a chunk: ``inline`` bytes of it are missing, or ``rest`` bytes are there of a number."""
+    if inline:
+        _malformed(at + rest, f"{inline} more inline bytes", "the end", _BODY)
+    if rest:
+        _malformed(at, "a chunk", f"{rest} bytes", _BODY)
+
+
+def largest_body(compressed: int) -> int:
+    """Bytes that a body of ``compressed`` bytes is inflated to at most."""
+    return _FREE_BODY + _MAX_BODY_RATIO * compressed
 
 
 def sole_object(stream: SplitStream | Buffer) -> ObjectId:
@@ -338,15 +364,17 @@ def _sections(view: memoryview, wanted: Algorithm | None) -> tuple[Literal["curr
         if old_magic != MAGIC:
             _malformed(0, f"the magic {MAGIC.decode()!r} at byte 0 or 18", magic.hex(" "))
     if version != 0:
-        raise UnsupportedVersion(structure=_STRUCTURE, wanted="0", found=str(version))
+        raise UnsupportedError("unsupported-version", structure=_STRUCTURE, wanted="0", found=str(version))
     if lg_blocksize != LG_BLOCKSIZE:
-        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity blocks of 2^{lg_blocksize} bytes",))
+        raise UnsupportedError(
+            "unsupported-feature", structure=_STRUCTURE, features=(f"fs-verity blocks of 2^{lg_blocksize} bytes",)
+        )
     if number == Algorithm.SHA512.number:
         found = Algorithm.SHA512
     elif number == Algorithm.SHA256.number:
         found = Algorithm.SHA256
     else:
-        raise UnsupportedFeature(structure=_STRUCTURE, features=(f"fs-verity hash algorithm {number}",))
+        raise UnsupportedError("unsupported-feature", structure=_STRUCTURE, features=(f"fs-verity hash algorithm {number}",))
     if wanted is not None and found is not wanted:
         _malformed(at + (3 if layout == "current" else 1), f"algorithm {wanted.value}", found.value)
     if end - start < INFO.size or end > len(view):
@@ -379,11 +407,12 @@ def _named_refs(section: memoryview, stream_refs: memoryview, algorithm: Algorit
     # frames that ask for a window beyond what they may hold are refused before it is allocated
     decompressor = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: 24})
     try:
-        raw: bytes = decompressor.decompress(section, max_length=MAX_NAMED_REFS + 1)
+        most = min(MAX_NAMED_REFS, _FREE_NAMES + _MAX_NAMED_RATIO * len(section))
+        raw: bytes = decompressor.decompress(section, max_length=most + 1)
     except zstd.ZstdError as error:
         _malformed(0, "a zstd frame", str(error), _NAMES)
-    if len(raw) > MAX_NAMED_REFS:
-        _malformed(0, f"at most {MAX_NAMED_REFS} bytes", "more", _NAMES)
+    if len(raw) > most:
+        _malformed(0, f"at most {most} bytes", "more", _NAMES)
     if not decompressor.eof or decompressor.unused_data:
         _malformed(0, "one whole zstd frame", "a part of one" if not decompressor.eof else "bytes behind it", _NAMES)
     if not raw:
@@ -428,7 +457,8 @@ def _inflate(body: memoryview) -> Iterator[bytes]:
     """Decompress the one frame of a body, in pieces of at most ``PIECE_SIZE`` bytes, none of them empty."""
     zstd = zstd_library()
     decompressor = zstd.ZstdDecompressor()
-    position = 0
+    position = given = 0
+    most = largest_body(len(body))
     try:
         while not decompressor.eof:
             taken: bytes | memoryview = b""
@@ -439,6 +469,9 @@ def _inflate(body: memoryview) -> Iterator[bytes]:
                 if not taken:
                     _malformed(position, "the end of a zstd frame", "the end of the section", _BODY)
             piece = decompressor.decompress(taken, max_length=PIECE_SIZE)
+            given += len(piece)
+            if given > most:
+                _malformed(position, f"at most {most} bytes inflated", "more", _BODY)
             if piece:
                 yield piece
     except zstd.ZstdError as error:

@@ -6,18 +6,24 @@ from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
-from cfs_tags.errors import InvalidArgument
-from cfs_tags.formats.splitstream import CHUNK, HEADER, HEADER_SIZE, INFO, LG_BLOCKSIZE, MAGIC, zstd_library
-from cfs_tags.values import encodable
+from cfs_tags.errors import FormatError, UsageError
+from cfs_tags.formats.splitstream import (
+    CHUNK,
+    HEADER,
+    HEADER_SIZE,
+    INFO,
+    LG_BLOCKSIZE,
+    MAGIC,
+    MAX_SIZE,
+    largest_body,
+    zstd_library,
+)
+from cfs_tags.values import Algorithm, ObjectId, encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from _typeshed import ReadableBuffer as Buffer
-
-    from cfs_tags.values import Algorithm, ObjectId
-
-__all__ = ["Table", "Writer", "deflate"]
 
 
 class Writer:
@@ -37,6 +43,7 @@ class Writer:
         "_body",
         "_compressor",
         "_content_type",
+        "_inflated",
         "_inline",
         "_named",
         "_objects",
@@ -53,6 +60,7 @@ class Writer:
         self._named: dict[str, int] = {}
         self._inline = bytearray()
         self._size = 0
+        self._inflated = 0
         self._body = bytearray()
         self._taken = 0
         self._compressor = zstd_library().ZstdCompressor()
@@ -61,11 +69,13 @@ class Writer:
         """Refer to the stream (or EROFS image) with that digest by a name; the last of equal names counts.
 
         Raises:
-            InvalidArgument: a name that cannot be written, or a digest of another algorithm.
+            UsageError: a name that cannot be written, or a digest of another algorithm.
         """
         self._check(digest)
         if "\0" in name or not encodable(name):
-            raise InvalidArgument(argument="named ref", value=name, reason="has a character that cannot be written")
+            raise UsageError(
+                "invalid-argument", argument="named ref", value=name, reason="has a character that cannot be written"
+            )
         self._named[name] = self._streams.setdefault(digest, len(self._streams))
 
     def add_inline(self, data: Buffer) -> None:
@@ -78,11 +88,12 @@ class Writer:
         """Append an object of ``size`` bytes, which is stored beside the stream.
 
         Raises:
-            InvalidArgument: a digest of another algorithm.
+            UsageError: a digest of another algorithm.
         """
         self._check(digest)
         self._flush()
         self._size += size
+        self._inflated += CHUNK.size
         index = self._objects.index(bytes.fromhex(digest))
         self._body += self._compressor.compress(CHUNK.pack(index))
 
@@ -94,6 +105,7 @@ class Writer:
         """
         self._flush()
         self._size += size
+        self._inflated += CHUNK.size + size
         self._body += self._compressor.compress(CHUNK.pack(-size))
         for piece in pieces:
             self._body += self._compressor.compress(piece)
@@ -105,7 +117,7 @@ class Writer:
         return taken
 
     def finish(self) -> bytes:
-        """The whole file.  The writer is used up."""
+        """The whole file.  The writer is used up.  Raises as :meth:`finish_parts`."""
         head, body = self.finish_parts()
         return b"".join((*head, body))
 
@@ -113,6 +125,9 @@ class Writer:
         """What stands in the file before the body, in pieces, and the end of the body.  The writer is used up.
 
         Between the two belongs what :meth:`take_body` gave out, in its order.
+
+        Raises:
+            FormatError: it would be refused when it is read: too long, or with more content than its bytes may stand for.
         """
         self._flush()
         self._body += self._compressor.flush()
@@ -127,6 +142,12 @@ class Writer:
         after_objects = after_streams + self._objects.table.size
         after_names = after_objects + len(names)
         end = after_names + self._taken + len(body)
+        most = largest_body(self._taken + len(body))
+        if self._inflated > most:
+            wanted = f"at most {most} bytes beside files of more than 64 bytes"
+            raise FormatError(structure="splitstream body", offset=0, wanted=wanted, found=f"{self._inflated} bytes")
+        if end > MAX_SIZE:
+            raise FormatError(structure="splitstream", offset=0, wanted=f"at most {MAX_SIZE} bytes", found=f"{end} bytes")
         header = HEADER.pack(MAGIC, 0, 0, self._algorithm.number, LG_BLOCKSIZE, info, refs) + INFO.pack(
             refs,
             after_streams,
@@ -144,10 +165,11 @@ class Writer:
     def _check(self, digest: ObjectId) -> None:
         if len(digest) != self._algorithm.hex_length:
             reason = f"is not a {self._algorithm.value} digest"
-            raise InvalidArgument(argument="object", value=digest, reason=reason)
+            raise UsageError("invalid-argument", argument="object", value=digest, reason=reason)
 
     def _flush(self) -> None:
         if self._inline:
+            self._inflated += CHUNK.size + len(self._inline)
             self._body += self._compressor.compress(CHUNK.pack(-len(self._inline)))
             self._body += self._compressor.compress(self._inline)
             self._inline = bytearray()

@@ -8,28 +8,25 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from cfs_tags import tags
-from cfs_tags.fsck import objects, state, workers
+from cfs_tags.fsck import objects, state
 from cfs_tags.fsck.findings import SEVERITIES, Finding, finding
 from cfs_tags.fsck.images import Streams, wanted_algorithm
 from cfs_tags.fsck.links import Links, read_links
 from cfs_tags.fsck.roots import Roots, check_refs, read_refs
+from cfs_tags.fsck.state import State
 from cfs_tags.fsck.streams import ImageFacts, StreamFacts, check_image, check_stream
-from cfs_tags.processes import processors
+from cfs_tags.parallel import processors, run
+from cfs_tags.repo import layout, owners
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.tags import rows
+from cfs_tags.values import ContentId
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
-
-    from cfs_tags.fsck.state import State
-    from cfs_tags.repo.store import ReadRepo
-
-    Progress = Callable[[int, int], None]
-
-__all__ = ["Checked", "Report", "check", "fsck"]
+Progress = Callable[[int, int], None]
+"""Is called with the bytes that are done, and all bytes."""
 
 _BATCH = 4 << 20
 """Bytes of streams, and of objects, in one task: enough to make the sending of it nothing."""
@@ -80,11 +77,11 @@ def fsck(
         repo: where.
         content: read every byte: measure every object, hash every layer.
         jobs: processes; None: one for each processor, where there is enough to do.
-        progress: is told, now and then, how much is done, and how much there is to do.
+        progress: is called now and then with how much is done, and how much there is to do.
         timeout: seconds to wait for the lock.
 
     Raises:
-        LockTimeout, LockConflict: the lock was not to be had.
+        LockTimeout, LockConflict: another process, or this one, holds the lock.
         SystemFailure: the system refused to show the repository.
     """
     with repo.locked("shared", timeout):
@@ -92,20 +89,20 @@ def fsck(
 
 
 def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, progress: Progress | None = None) -> Report:
-    """As :func:`fsck`, for those who hold the lock already."""
+    """As :func:`fsck`, for callers that hold the lock already."""
     roots = read_refs(repo)
     inventory = objects.inventory(repo, sizes=content)
     links = read_links(repo, inventory.objects)
     secure = repo.is_secure
     work = _Work(repo, links, inventory.objects, content=content, secure=secure)
-    found = list(inventory.findings)
+    found = [*inventory.findings, *_open_to_others(repo)]
     if repo.meta is None:
-        found.append(finding("no-metadata", "meta.json", "there is none, as before composefs-rs 0.7"))
+        found.append(finding("no-metadata", layout.META, "there is none, as before composefs-rs 0.7"))
     facts: dict[str, StreamFacts] = {}
     images: list[ImageFacts] = []
     count = jobs if jobs is not None else processors() if work.cost > _WORTH_FORKING else 1
     done = 0
-    for number, results in workers.run(work.tasks, work.do, count):
+    for number, results in run(work.tasks, work.do, count):
         for result in results:
             if isinstance(result, StreamFacts):
                 facts[result.object] = result
@@ -127,7 +124,8 @@ def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, pro
             image = check_image(repo, target, path, inventory.objects)
             images.append(image)
             found += image.findings
-    check_refs(repo, roots, streams, tags.moment())
+    streams.check_image_links()
+    check_refs(repo, roots, streams, rows.moment())
     ours = state.check_state(repo)
     found += [*links.findings, *streams.findings, *roots.findings, *ours.findings]
     found += _missing(_needers(streams, images, links))
@@ -139,6 +137,17 @@ def check(repo: ReadRepo, *, content: bool = False, jobs: int | None = None, pro
         len(roots.entries),
     )
     return Report(in_order(found), checked, inventory.objects, links, roots, streams, ours)
+
+
+def _open_to_others(repo: ReadRepo) -> Iterator[Finding]:
+    """Directories in which users other than the owner of the repository can replace files."""
+    mine = repo.status(".").st_uid
+    for path, found in owners.directories(repo, deep=True):
+        who = owners.openness(found)
+        if who is not None:
+            yield finding("open-to-everybody" if who == "everybody" else "open-to-group", path, f"{who} can write it")
+        if found.st_uid not in (mine, 0):
+            yield finding("foreign-directory", path, f"it belongs to user {found.st_uid}, the repository to user {mine}")
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -215,11 +224,11 @@ class _Work:
         if kind == "verity":
             return _FILE_COST
         try:
-            size = os.stat(f"objects/{target[:2]}/{target[2:]}", dir_fd=self._repo.fd, follow_symlinks=False).st_size
+            size = self._repo.status(f"objects/{target[:2]}/{target[2:]}").st_size
         except OSError:
             size = 0
         cost = _FILE_COST + size * _WALK_COST
-        return cost * 4 if self._content and path.startswith("streams/oci-layer-") else cost
+        return cost * 4 if self._content and path.startswith(f"{layout.STREAMS}/{ContentId.LAYER}") else cost
 
     def do(self, task: _Task) -> list[StreamFacts | ImageFacts | Finding]:
         """Carry out a task; in a worker."""

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cfs_tags.formats import splitstream
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.fsck.links import read_link
+from cfs_tags.fsck.links import Links, read_link
 from cfs_tags.fsck.streams import StreamFacts
-from cfs_tags.repo.contents import EROFS_KEY
+from cfs_tags.graph import content_ids
+from cfs_tags.repo import layout
+from cfs_tags.repo.images import EROFS_KEY
+from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ContentId, ObjectId
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from cfs_tags.fsck.links import Links
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["KINDS", "MissingLink", "Streams", "split_content_id", "wanted_algorithm"]
-
-_MANIFEST = "oci-manifest-"
-_CONFIG = "oci-config-"
-_LAYER = "oci-layer-"
-_BLOB = "oci-blob-"
 _CONFIG_KEY = "config:"
 KINDS = {
-    _MANIFEST: (splitstream.CONTENT_TYPE_MANIFEST,),
-    _CONFIG: (splitstream.CONTENT_TYPE_CONFIG,),
+    ContentId.MANIFEST: (splitstream.CONTENT_TYPE_MANIFEST,),
+    ContentId.CONFIG: (splitstream.CONTENT_TYPE_CONFIG,),
     # what is no tar is kept as a blob under either name
-    _LAYER: (splitstream.CONTENT_TYPE_LAYER, splitstream.CONTENT_TYPE_BLOB),
-    _BLOB: (splitstream.CONTENT_TYPE_BLOB,),
+    ContentId.LAYER: (splitstream.CONTENT_TYPE_LAYER, splitstream.CONTENT_TYPE_BLOB),
+    ContentId.BLOB: (splitstream.CONTENT_TYPE_BLOB,),
 }
 """By the start of a content id, the content types of the streams that may be called so."""
 _WORDS = {
@@ -38,7 +30,7 @@ _WORDS = {
     splitstream.CONTENT_TYPE_LAYER: "a layer",
     splitstream.CONTENT_TYPE_BLOB: "a blob",
 }
-_DIGEST_CODES = {_MANIFEST: "wrong-manifest-digest", _CONFIG: "wrong-config-digest"}
+_DIGEST_CODES = {ContentId.MANIFEST: "wrong-manifest-digest", ContentId.CONFIG: "wrong-config-digest"}
 
 
 class MissingLink(NamedTuple):
@@ -60,6 +52,9 @@ class Streams:
         links: as they are.
         facts: of every linked stream, by object.
         check: makes the facts of another object: its name, what names it, the algorithm of its digest.
+
+    Attributes:
+        missing_images: EROFS images that a config names and that are there, without a name in ``images/`` that leads to them.
     """
 
     def __init__(
@@ -77,6 +72,7 @@ class Streams:
         for name, target in links.streams.items():
             self.names.setdefault(target, []).append(name)
         self.missing_links: dict[str, MissingLink] = {}
+        self.missing_images: list[str] = []
         self.findings: list[Finding] = []
         self.erofs: dict[str, str] = {}
         self._seen: set[str] = set()
@@ -118,6 +114,19 @@ class Streams:
         self.names.setdefault(target, []).append(name)
         self._link(name, target)
 
+    def is_whole(self, name: str) -> bool:
+        """Whether nothing is missing behind a name in ``streams/``, and every size is right."""
+        pending = [self.links.streams.get(name, "")]
+        seen = set(pending)
+        while pending:
+            facts = self._facts.get(pending.pop())
+            if facts is not None and not facts.whole:
+                return False
+            new = {target for _, target in facts.named if target not in seen} if facts is not None else set()
+            seen |= new
+            pending.extend(new)
+        return True
+
     # -- one stream ----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -140,9 +149,9 @@ class Streams:
             code = _DIGEST_CODES.get(kind, "wrong-layer-digest")
             self.findings.append(finding(code, path, f"its content has the digest {facts.digest}"))
             return
-        if kind == _MANIFEST:
+        if kind == ContentId.MANIFEST:
             self._manifest(path, facts)
-        elif kind == _CONFIG:
+        elif kind == ContentId.CONFIG:
             self._config(path, facts)
 
     def _manifest(self, path: str, facts: StreamFacts) -> None:
@@ -155,23 +164,23 @@ class Streams:
         if key not in named:
             self.findings.append(finding("missing-named-ref", path, f"it has no named ref {key}"))
             return
-        config = self._follow(path, key, named[key], (_CONFIG,), facts.config)
+        config = self._follow(path, key, named[key])
         for other, target in facts.named:
             if other != key and _is_digest(other):
-                self._follow(path, other, target, (_LAYER, _BLOB), other)
+                self._follow(path, other, target)
         if config is None:
             return
         parts = facts.parts
         if facts.container:
             if config.problem and self.once("bad-config", config.object):
-                self.findings.append(finding("bad-config", f"streams/{_CONFIG}{facts.config}", config.problem))
+                self.findings.append(finding("bad-config", f"streams/{ContentId.CONFIG}{facts.config}", config.problem))
             parts = config.parts
-            self._config(f"streams/{_CONFIG}{facts.config}", config)
-            self._tars(f"streams/{_CONFIG}{facts.config}", facts, config)
+            self._config(f"streams/{ContentId.CONFIG}{facts.config}", config)
+            self._tars(f"streams/{ContentId.CONFIG}{facts.config}", facts, config)
         there = dict(config.named) if facts.container else named | dict(config.named)
         for part in parts:
             if part not in there and self.once("part", config.object, part):
-                where = f"streams/{_CONFIG}{facts.config}" if facts.container else path
+                where = f"streams/{ContentId.CONFIG}{facts.config}" if facts.container else path
                 self.findings.append(finding("missing-named-ref", where, f"it has no named ref {part}"))
 
     def _tars(self, path: str, manifest: StreamFacts, config: StreamFacts) -> None:
@@ -192,27 +201,28 @@ class Streams:
             if key.startswith(EROFS_KEY):
                 self.erofs.setdefault(target, f"{path} ({key})")
             elif _is_digest(key):
-                self._follow(path, key, target, (_LAYER, _BLOB), key)
+                self._follow(path, key, target)
 
-    def _follow(self, path: str, key: str, target: str, prefixes: tuple[str, ...], digest: str) -> StreamFacts | None:
+    def _follow(self, path: str, key: str, target: str) -> StreamFacts | None:
         """Follow a named ref by object, and compare the links of its content.  None where it leads to nothing usable."""
-        facts = self.facts(target, f"{key} of {path}", digest.partition(":")[0])
+        names = content_ids(key)
+        digest = split_content_id(names[0])[1]
+        algorithm = digest.partition(":")[0]
+        facts = self.facts(target, f"{key} of {path}", algorithm)
         if facts.kind == 0:
             return None  # missing or unreadable, and said
-        kinds = {kind for prefix in prefixes for kind in KINDS[prefix]}
-        algorithm = digest.partition(":")[0]
+        kinds = {kind for name in names for kind in KINDS[split_content_id(name)[0]]}
         other = facts.digest and facts.digest.partition(":")[0] == algorithm and facts.digest != digest
         if facts.kind not in kinds or (other and not self.names.get(target)):
             if self.once("wrong", path, key):
                 what = facts.digest if facts.kind in kinds else _WORDS.get(facts.kind, "something else")
                 self.findings.append(finding("wrong-named-ref", path, f"{key} leads to object {target[:12]}…, which is {what}"))
             return None
-        names = [prefix + digest for prefix in prefixes]
         if not set(names) & set(self.names.get(target, ())):
             self._unlinked(path, key, target, names, facts)
         return facts
 
-    def _unlinked(self, path: str, key: str, target: str, names: list[str], facts: StreamFacts) -> None:
+    def _unlinked(self, path: str, key: str, target: str, names: Sequence[str], facts: StreamFacts) -> None:
         linked = [name for name in names if self.linked_now(name) is not None]
         if target in map(self.links.streams.get, linked) or ContentId.kept(ObjectId(target)) in self.names.get(target, ()):
             return
@@ -226,6 +236,22 @@ class Streams:
                 self.findings.append(finding("stale-named-ref", path, message))
         elif not any(f"streams/{name}" in self.links.unusable for name in names):
             self.add_missing(names[0], target, f"{key} of {path}")
+
+    def check_image_links(self) -> None:
+        """Every EROFS image that a config names has the link by which it is mounted, and a deployment booted."""
+        for target, named_by in self.erofs.items():
+            path = f"{layout.IMAGES}/{target}"
+            if target in self.links.images or not self._repo.has_object(ObjectId.trusted(target)):
+                continue
+            problems: list[Finding] = []
+            if read_link(self._repo, path, problems) == target:
+                continue  # made since
+            if any(problem.code != "bad-object-link" for problem in problems):
+                continue  # what is there instead of a link is said
+            self.missing_images.append(target)
+            lost = "it leads to nothing" if path in self.links.broken or path in self.links.unusable else "it is gone"
+            message = f"{lost}, so the image can be neither mounted nor booted; its object is there, as {named_by}"
+            self.findings.append(finding("missing-link", path, message))
 
     def _fits(self, name: str, facts: StreamFacts) -> bool:
         """Whether a link leads to a sound stream like the one of ``facts``; where it does not, that was said."""

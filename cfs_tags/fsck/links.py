@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
 from cfs_tags.errors import FormatError, InvalidDigest, NotALink, SystemFailure
-from cfs_tags.formats import layout
 from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.repo import layout
+from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ObjectId
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["Links", "is_utf8", "read_link", "read_links"]
 
 
 class Links(NamedTuple):

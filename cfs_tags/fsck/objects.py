@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import fsverity, layout
+from cfs_tags.formats import fsverity
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.inventory import names_of_objects, object_directories
-from cfs_tags.repo import verity
+from cfs_tags.repo import layout, verity
+from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ObjectId
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["Inventory", "check_content", "check_verity", "inventory", "measure_object", "pieces"]
 
 PIECE = 1 << 20
 """Bytes that are read at once."""
@@ -37,7 +32,7 @@ class Inventory(NamedTuple):
 def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
     """List the objects.
 
-    What stands in ``objects/`` and is no directory of objects is nobody's: the collectors of the peers look into ``00`` to
+    What stands in ``objects/`` and is no directory of objects is left alone: the collectors of the peers look into ``00`` to
     ``ff`` alone (composefs-rs 0.9.4, ``repository.rs``).
     """
     found: dict[str, int] = {}
@@ -56,9 +51,9 @@ def inventory(repo: ReadRepo, *, sizes: bool) -> Inventory:
         if fd is None:
             continue
         try:
-            with os.scandir(fd) as scan:
+            with repo.reading(path), os.scandir(fd) as scan:
                 entries = list(scan)
-            # there may be a million: all at once, and what is no object is looked for where there is any
+            # there may be a million: all are compared at once, and a loop looks for a wrong name only if there is one
             files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
             names, _ = names_of_objects(repo, parent, [entry.name for entry in files])
             if len(names) < len(entries):
@@ -89,6 +84,12 @@ def _others(path: str, entries: Sequence[os.DirEntry[str]], objects: frozenset[s
 # -- content -----------------------------------------------------------------------------------------------------------
 
 
+def check_whole(repo: ReadRepo, objects: Sequence[str]) -> tuple[Finding, ...]:
+    """What is wrong with these objects, by their bytes and, where the repository demands fs-verity, by the kernel."""
+    found = tuple(check_content(repo, objects))
+    return (*found, *check_verity(repo, objects)) if repo.is_secure else found
+
+
 def check_content(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
     """Read every byte of these objects and measure them."""
     for name in objects:
@@ -96,7 +97,7 @@ def check_content(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
         try:
             measured = measure_object(repo, name)
         except FileNotFoundError:
-            continue  # said by whoever needs it
+            continue  # the check that needs it reports it
         except OSError as error:
             yield unreadable(path, error)
             continue
@@ -105,14 +106,17 @@ def check_content(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
 
 
 def measure_object(repo: ReadRepo, name: str) -> ObjectId:
-    """The fs-verity digest of an object's bytes, all of them read.
+    """The fs-verity digest of an object's bytes, all of them read but holes.
 
     Raises:
         OSError: the system refused.
     """
-    fd = os.open(_path(name), _FILE, dir_fd=repo.fd)
+    fd = repo.descriptor(_path(name))
     try:
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        size = status.st_size
+        if size > PIECE and status.st_blocks * 512 < size:
+            return _measure_around_holes(repo, fd, size)
         piece = os.read(fd, min(size, PIECE)) if size else b""
         if len(piece) == size:
             return fsverity.measure(piece, repo.algorithm)
@@ -126,14 +130,17 @@ def measure_object(repo: ReadRepo, name: str) -> ObjectId:
         os.close(fd)
 
 
-def pieces(repo: ReadRepo, name: str) -> Iterator[bytes]:
-    """The bytes of an object, in pieces of at most :data:`PIECE`.  Raises as :func:`measure_object`."""
-    fd = os.open(_path(name), _FILE, dir_fd=repo.fd)
-    try:
-        while piece := os.read(fd, PIECE):
-            yield piece
-    finally:
-        os.close(fd)
+def _measure_around_holes(repo: ReadRepo, fd: int, size: int) -> ObjectId:
+    measurer = fsverity.Measurer(repo.algorithm)
+    position = 0
+    for start, end in verity.data_ranges(fd, size):
+        measurer.update_zeros(start - position)
+        position = start
+        while position < end and (piece := os.pread(fd, min(end - position, PIECE), position)):
+            measurer.update(piece)
+            position += len(piece)
+    measurer.update_zeros(size - position)
+    return measurer.digest()
 
 
 def unreadable(path: str, error: OSError) -> Finding:
@@ -153,7 +160,7 @@ def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
     for name in objects:
         path = _path(name)
         try:
-            fd = os.open(path, _FILE, dir_fd=repo.fd)
+            fd = repo.descriptor(path)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -170,6 +177,11 @@ def check_verity(repo: ReadRepo, objects: Sequence[str]) -> Iterator[Finding]:
             yield finding("no-verity", path, "it has no fs-verity")
         elif measured != name:
             yield finding("wrong-verity-digest", path, f"the kernel measured {measured}")
+
+
+def names_of(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """The objects that findings of this module are about, each once, in order."""
+    return tuple(sorted({one.path.removeprefix("objects/").replace("/", "") for one in findings}))
 
 
 def _path(name: str) -> str:

@@ -5,7 +5,7 @@
     {"ref": path, "link": text, "time": ISO 8601, "reason": text}
 
 The hash is of path and link: the same ref taken out twice with the same link is one record.  A record counts as long as
-nothing stands where the ref stood.
+there is nothing at the path of the ref.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, OwnerRefused, SystemFailure
-from cfs_tags.formats import layout
-from cfs_tags.repo import contents, fsops, refs
+from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, RefusedError, SystemFailure
+from cfs_tags.formats import json_fields
+from cfs_tags.repo import fsops, images, layout
+from cfs_tags.repo.layout import QUARANTINE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
-from cfs_tags.repo.refs import RefChange
-from cfs_tags.tagging import TagPlan, TagResult
-from cfs_tags.tags import owner_of_ref, tag_of_ref
+from cfs_tags.repo.transaction import run
+from cfs_tags.repo.transaction.change import RefChange
+from cfs_tags.tags.edit import TagPlan, TagResult
+from cfs_tags.tags.rows import owner_of_ref, tag_of_ref
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
     from cfs_tags.fsck.roots import BrokenRef
     from cfs_tags.repo.store import ReadRepo, WriteRepo
 
-__all__ = ["DIRECTORY", "Record", "file_of", "forget", "is_back", "keep", "plan_unquarantine", "records"]
-
-DIRECTORY = f"{layout.STATE}/quarantine"
-_TMP = f"{layout.STATE}/tmp"
 _MAX = 1 << 20
 
 
@@ -53,26 +51,24 @@ class Record(NamedTuple):
 def records(repo: ReadRepo) -> list[Record]:
     """All records, oldest first.  Takes no lock."""
     try:
-        names = repo.names(DIRECTORY) or []
+        names = repo.names(QUARANTINE) or []
     except FormatError as error:
-        return [Record(DIRECTORY, "", "", "", "", error.message)]
-    return sorted((_read(repo, f"{DIRECTORY}/{name}") for name in names), key=lambda record: (record.time, record.file))
+        return [Record(QUARANTINE, "", "", "", "", error.message)]
+    return sorted((_read(repo, f"{QUARANTINE}/{name}") for name in names), key=lambda record: (record.time, record.file))
 
 
 def _read(repo: ReadRepo, file: str) -> Record:
     try:
-        facts = json.loads(repo.read_file(file, _MAX) or b"")
-        values = [facts[key] for key in ("ref", "link", "time", "reason")]
+        facts = json_fields.load(repo.read_file(file, _MAX) or b"", "quarantine record", _MAX)
     except CfsTagsError as error:
         return Record(file, "", "", "", "", error.message)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return Record(file, "", "", "", "", "it is no record of a ref")
-    top, _, rest = values[0].partition("/refs/") if isinstance(values[0], str) else ("", "", "")
-    # restoring makes a ref, and nothing else, whatever somebody wrote into the record
-    is_ref = top in (layout.STREAMS, layout.IMAGES) and not {"", ".", ".."} & set(rest.split("/")) and "\0" not in rest
-    if not is_ref or not all(isinstance(value, str) for value in values) or file != file_of(values[0], values[1]):
-        return Record(file, "", "", "", "", "it is no record of a ref")
-    return Record(file, *values)
+    values = [facts.get(key) for key in ("ref", "link", "time", "reason")]
+    texts = [value for value in values if isinstance(value, str)]
+    with suppress(UnicodeEncodeError):  # half a character, which JSON may hold and no link
+        # restoring makes a ref, and nothing else, whatever the record says
+        if len(texts) == len(values) and layout.is_ref_path(texts[0]) and file == file_of(texts[0], texts[1]):
+            return Record(file, *texts)
+    return Record(file, "", "", "", "", "it is no record of a ref")
 
 
 def file_of(path: str, link: str) -> str:
@@ -80,7 +76,7 @@ def file_of(path: str, link: str) -> str:
     import hashlib
 
     text = f"{path}\0{link}".encode("utf-8", "surrogateescape")
-    return f"{DIRECTORY}/{hashlib.sha256(text).hexdigest()[:32]}.json"
+    return f"{QUARANTINE}/{hashlib.sha256(text).hexdigest()[:32]}.json"
 
 
 def is_back(repo: ReadRepo, record: Record) -> bool:
@@ -101,9 +97,9 @@ def keep(repo: WriteRepo, ref: BrokenRef, time: str) -> None:
     if _read(repo, file).problem == "":
         return
     facts = {"ref": ref.path, "link": ref.link, "time": time, "reason": ref.reason}
-    repo.make_directories(DIRECTORY)
+    repo.make_directories(QUARANTINE)
     try:
-        fsops.replace_file(repo.fd, file, json.dumps(facts).encode("ascii"), f"{_TMP}/quarantine", repo.owner)
+        fsops.replace_file(repo.fd, file, json.dumps(facts).encode("ascii"), f"{TMP}/quarantine")
     except OSError as error:
         raise SystemFailure.of(error, "write", file) from error
 
@@ -120,23 +116,23 @@ def plan_unquarantine(repo: ReadRepo, ref_or_name: str, *, owners: Sequence[str]
         owners: owners, besides ``app``, whose refs may be made.
 
     Returns:
-        the plan; None where there is no record of such a ref, or something stands there again.
+        the plan; None if there is no record of such a ref, or its path is taken again.
 
     Raises:
         IncompleteTarget: what it leads to is still not there.
-        OwnerRefused: it belongs to somebody who was not named.
+        RefusedError (owner-refused): it belongs to an owner that was not named.
     """
     for record in reversed(records(repo)):
         if record.problem or ref_or_name not in (record.path, tag_of_ref(record.path)) or is_back(repo, record):
             continue
         owner = owner_of_ref(record.path)
         if owner != "app" and owner not in owners:
-            raise OwnerRefused(name=ref_or_name, owner=owner)
-        missing = contents.missing_behind(repo, record.path, record.link)
+            raise RefusedError("owner-refused", name=ref_or_name, owner=owner)
+        missing = images.missing_behind(repo, record.path, record.link)
         if missing:
             raise IncompleteTarget(target=ref_or_name, missing=missing)
         change = RefChange(record.path, None, record.link, "restore")
-        value = record.link.rpartition("/")[2].removeprefix("oci-manifest-")
+        value = layout.named_by(record.link)
         return TagPlan((change,), (TagResult(ref_or_name, "restored", None, value, ""),))
     return None
 
@@ -157,4 +153,4 @@ def forget(repo: WriteRepo, timeout: float = DEFAULT_TIMEOUT) -> None:
             with suppress(FileNotFoundError):
                 fsops.remove(repo.fd, file)
 
-    refs.transact(repo, plan, timeout=timeout, prepare=remove)
+    run.transact(repo, plan, timeout=timeout, prepare=remove)

@@ -3,7 +3,7 @@
 ========================  =============================================================================================
 found                     done
 ========================  =============================================================================================
-interrupted transaction   finished or taken back, as before every change (``repo/recovery.py``)
+interrupted transaction   finished or taken back, as before every change (``repo/transaction/recovery.py``)
 temporary links of ours   removed, with it
 a missing link            made again, where its object is there, measures right, and has everything that it needs
 a ref that stops the      recorded in ``cfs-tags/quarantine/`` and taken out, where its owner was named and no object can be
@@ -17,38 +17,35 @@ same.  Nothing else is removed, nothing is overwritten but a link that leads to 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, SystemFailure
-from cfs_tags.formats import layout, splitstream
+from cfs_tags.formats import splitstream
 from cfs_tags.fsck import objects, quarantine
-from cfs_tags.fsck.check import Report, check, fsck, in_order
+from cfs_tags.fsck.check import Progress, Report, check, fsck, in_order
+from cfs_tags.fsck.findings import Finding
 from cfs_tags.fsck.images import KINDS, split_content_id
-from cfs_tags.fsck.streams import check_image, check_stream
-from cfs_tags.repo import fsops, reflog, refs
-from cfs_tags.repo.contents import EROFS_KEY
-from cfs_tags.repo.journal import TMP
+from cfs_tags.fsck.roots import BrokenRef
+from cfs_tags.fsck.streams import StreamFacts, check_image, check_stream
+from cfs_tags.host import pins
+from cfs_tags.repo import fsops, images, layout, reflog
+from cfs_tags.repo.images import EROFS_KEY
+from cfs_tags.repo.layout import QUARANTINE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
-from cfs_tags.repo.refs import NO_NOTE, Note, RefChange
-from cfs_tags.values import ObjectId
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from cfs_tags.fsck.check import Progress
-    from cfs_tags.fsck.findings import Finding
-    from cfs_tags.fsck.roots import BrokenRef
-    from cfs_tags.fsck.streams import StreamFacts
-    from cfs_tags.repo.store import ReadRepo, WriteRepo
-
-__all__ = ["LinkRepair", "RepairPlan", "Repaired", "plan", "repair"]
+from cfs_tags.repo.store import ReadRepo, WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.repo.transaction.change import NO_NOTE, Note, RefChange
+from cfs_tags.tags.pins import list_pins
+from cfs_tags.values import ContentId, ObjectId
 
 _DOCUMENTS = (splitstream.CONTENT_TYPE_MANIFEST, splitstream.CONTENT_TYPE_CONFIG)
 
 
 class LinkRepair(NamedTuple):
-    """A link in ``streams/`` or ``images/`` that is made again; ``old`` is what it says now, None where it is gone."""
+    """A link in ``streams/`` or ``images/`` that is made again; ``old`` is its text now, None if it is gone."""
 
     path: str
     object: str
@@ -144,6 +141,8 @@ class _Links:
             tree, _, name = path.partition("/")
             if tree == layout.IMAGES and name in self._report.objects:
                 self._image(name)
+        for name in self._streams.missing_images:
+            self._image(name)
         names = sorted(path.partition("/")[2] for path in wanted if path.startswith("streams/"))
         found = self._unlinked(names) if names else {}
         for name in names:
@@ -167,6 +166,8 @@ class _Links:
     def _image(self, name: str) -> None:
         path = f"images/{name}"
         self.there[path] = name
+        if path in self._planned or path in self._report.links.of(layout.IMAGES):
+            return
         facts = check_image(self._repo, name, path, self._report.objects)
         if not facts.missing and not facts.findings and self._measures(name):
             self._planned[path] = LinkRepair(path, name, self._old(path))
@@ -211,6 +212,8 @@ class _Links:
 
     def _old(self, path: str) -> str | None:
         target = self._report.links.broken.get(path)
+        if target is None and path in self._report.links.unusable:
+            return self._repo.read_link(path)
         return layout.object_link(ObjectId.trusted(target)) if target is not None else None
 
     def _is_whole(self, top: StreamFacts) -> bool:
@@ -244,7 +247,7 @@ class _Links:
 def _depth(link: LinkRepair) -> tuple[int, str]:
     """Layers and images, then configs, then manifests: a collector must not find the one without the other."""
     name = link.path.partition("/")[2]
-    return 2 if name.startswith("oci-manifest-") else 1 if name.startswith("oci-config-") else 0, link.path
+    return 2 if name.startswith(ContentId.MANIFEST) else 1 if name.startswith(ContentId.CONFIG) else 0, link.path
 
 
 def _unlinked_streams(repo: ReadRepo, report: Report) -> Iterator[str]:
@@ -273,6 +276,7 @@ def repair(
     *,
     content: bool = False,
     owners: Sequence[str] = (),
+    links_only: bool = False,
     dry_run: bool = False,
     note: Note = NO_NOTE,
     jobs: int | None = None,
@@ -288,6 +292,7 @@ def repair(
         repo: where.
         content: read every byte, as in :func:`fsck`.
         owners: owners, besides ``app``, whose refs may be taken out.
+        links_only: take no ref out.
         dry_run: only plan.
         note: for the reflog.
         jobs: as in :func:`fsck`.
@@ -295,37 +300,71 @@ def repair(
         timeout: seconds to wait for locks.
 
     Raises:
-        LockTimeout, LockConflict: a lock was not to be had.
+        LockTimeout, LockConflict: another process, or this one, holds a lock.
         SystemFailure: the system refused; run again, it goes on where it was.
     """
     report = fsck(repo, content=content, jobs=jobs, progress=progress, timeout=timeout)
-    first = plan(repo, report, owners=owners)
+    report = report._replace(findings=tuple(_with_pins(repo, report.findings, timeout, dry_run=dry_run)))
+    planned = partial(_links_alone if links_only else plan, repo, owners=owners)
+    first = planned(report)
     if dry_run or first.empty:
         return Repaired(report, first, _marked(report.findings, first, report))
     reports: list[Report] = []
 
     def planner() -> RepairPlan:
         reports.append(check(repo, jobs=jobs))
-        return plan(repo, reports[-1], owners=owners)
+        return planned(reports[-1])
 
-    done, _ = refs.transact(
+    done = run.transact(
         repo, planner, note, timeout, exclusive=True, prepare=lambda made: _execute(repo, made, reflog.timestamp())
     )
     last = reports[-1]
     done = done._replace(recovers=first.recovers)
-    seen = {(one.code, one.path) for one in last.findings}
-    findings = [
-        # what the check after the recovery no longer found went with it
-        one if one.code in _CONTENT or (one.code, one.path) in seen else one._replace(repaired=True)
-        for one in report.findings
-    ]
-    known = {(one.code, one.path) for one in findings}
-    findings += [one for one in last.findings if (one.code, one.path) not in known]
-    return Repaired(last, done, _marked(in_order(findings), done, last))
+    return Repaired(last, done, _marked(of_both(report.findings, last.findings), done, last))
+
+
+def _with_pins(repo: WriteRepo, findings: Sequence[Finding], timeout: float, *, dry_run: bool) -> list[Finding]:
+    """Give objects their names again that are gone and that a pin keeps; the findings, with those marked that are mended so."""
+    if not any(one.code in _GONE for one in findings):
+        return list(findings)
+    known = list_pins(repo)
+    back = {one for pin in known for one in pins.lacking(repo, pin)}
+    marked = [one._replace(repaired=True) if one.code in _GONE and _comes_back(repo, one, back) else one for one in findings]
+    if not dry_run:
+        with repo.locked("shared", timeout):
+            for pin in known:
+                pins.put_back(repo, pin)
+    return marked
+
+
+def _comes_back(repo: ReadRepo, finding: Finding, back: set[ObjectId]) -> bool:
+    if finding.code == "missing-object":
+        return finding.path in {layout.object_path(one) for one in back}
+    digest = ContentId.trusted(finding.path.rpartition("/")[2]).manifest_digest
+    return digest is not None and all(set(one.objects) <= back for one in images.missing_content(repo, digest))
+
+
+_GONE = ("missing-object", "content-missing")
+
+
+def _links_alone(repo: ReadRepo, report: Report, *, owners: Sequence[str]) -> RepairPlan:
+    return plan(repo, report, owners=owners)._replace(refs=(), spent=())
 
 
 _CONTENT = ("wrong-object-digest", "wrong-layer-digest", "unreadable")
 """Codes that the check under the exclusive lock, which reads metadata alone, cannot find again."""
+
+
+def of_both(first: Sequence[Finding], last: Sequence[Finding], *, content: bool = False) -> Sequence[Finding]:
+    """The findings of the first check, repaired where the check after the recovery has them no more, and what came since.
+
+    ``content`` says whether the last one has read all content, too.
+    """
+    seen = {(one.code, one.path) for one in last}
+    unseen = () if content else _CONTENT
+    findings = [one if one.code in unseen or (one.code, one.path) in seen else one._replace(repaired=True) for one in first]
+    known = {(one.code, one.path) for one in findings}
+    return in_order([*findings, *(one for one in last if (one.code, one.path) not in known)])
 
 
 def _marked(findings: Sequence[Finding], made: RepairPlan, report: Report) -> tuple[Finding, ...]:
@@ -364,7 +403,7 @@ def _execute(repo: WriteRepo, made: RepairPlan, time: str) -> None:
         for ref in made.refs:
             quarantine.keep(repo, ref, time)
         if made.refs:
-            fsops.sync(repo.fd, quarantine.DIRECTORY)
+            fsops.sync(repo.fd, QUARANTINE)
         for file in made.spent:
             with suppress(FileNotFoundError):
                 fsops.remove(repo.fd, file)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import BadRefLink, FormatError
-from cfs_tags.formats import layout, splitstream
+from cfs_tags.errors import BadRefLink, CfsTagsError, FormatError
+from cfs_tags.formats import splitstream
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.fsck.links import is_utf8, read_link
-from cfs_tags.repo import refs
-from cfs_tags.tags import HOMES, index_of_ref, owner_of_ref, tag_of_ref
-from cfs_tags.values import ContentId
+from cfs_tags.repo import images, layout, refs
+from cfs_tags.tags import pins
+from cfs_tags.tags.rows import HOMES, index_of_ref, name_of_ref, owner_of_ref, pin_of_ref, tag_of_ref
+from cfs_tags.values import ContentId, ObjectId
 
 if TYPE_CHECKING:
     from cfs_tags.fsck.images import Streams
     from cfs_tags.repo.refs import RefEntry
     from cfs_tags.repo.store import ReadRepo
 
-__all__ = ["BrokenRef", "Roots", "check_refs", "read_refs"]
-
 _LEFT_OVER = ".symlink-"
+_SHOWN = 10
+"""Refs that are named for one image."""
 _NESTED = ("nested-ref", "looping-ref")
 
 
@@ -46,6 +48,7 @@ class Roots(NamedTuple):
     findings: list[Finding]
 
 
+@refs.at_once
 def read_refs(repo: ReadRepo) -> Roots:
     """Read all refs, in order; the links that they lead to are read afterwards, because they were made before."""
     entries: list[RefEntry] = []
@@ -71,8 +74,10 @@ def check_refs(repo: ReadRepo, roots: Roots, streams: Streams, now: str) -> None
     for entry in roots.entries:
         checker.ref(entry.path, entry.target)
     checker.deployments()
+    checker.pins()
     checker.homes()
     checker.indexes()
+    checker.content()
 
 
 class _Checker:
@@ -83,6 +88,22 @@ class _Checker:
         self._now = now
         self._targets = {entry.path: entry.target for entry in roots.entries}
         self._good: dict[str, str] = {}
+
+    def content(self) -> None:
+        """Images of which content is gone: which refs they have, and which files."""
+        needed: dict[str, list[str]] = {}
+        for path, name in self._good.items():
+            needed.setdefault(name, []).append(name_of_ref(path) if pin_of_ref(path) else tag_of_ref(path) or path)
+        known: dict[ObjectId, tuple[ObjectId, ...]] = {}
+        for name, found in needed.items():
+            digest = ContentId.trusted(name).manifest_digest
+            if digest is None or self._streams.is_whole(name):
+                continue
+            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            with suppress(CfsTagsError):  # what cannot be read is a finding of its own
+                for missing in images.missing_content(self._repo, digest, known):
+                    lacks = images.describe(self._repo, missing)
+                    self._add("content-missing", f"streams/{name}", f"{', '.join(sorted(found)[:_SHOWN])}{more}: {lacks}")
 
     def _add(self, code: str, path: str, message: str) -> None:
         self._roots.findings.append(finding(code, path, message))
@@ -103,6 +124,8 @@ class _Checker:
         tag = tag_of_ref(path)
         if tag is not None:
             self._tag(path, name, tag)
+        elif path.startswith(f"{layout.PINS}/"):
+            self._dated("pin", path)
         elif path.startswith(f"{layout.REFERRERS}/"):
             self._referrer(path, name)
 
@@ -162,25 +185,29 @@ class _Checker:
     def _tag(self, path: str, name: str, tag: str) -> None:
         if path.startswith(f"{layout.SHARED_TAGS}/") and tag.startswith("@"):
             self._add("reserved-name", path, "a tag whose name starts with @")
-        if not name.startswith("oci-manifest-") or ContentId(name).manifest_digest is None:
+        if ContentId.trusted(name).manifest_digest is None:
             self._add("bad-tag-target", path, f"it leads to {name}, which is no manifest")
-        for home, code in (("lease", "expired-lease"), ("trash", "expired-trash")):
-            top = HOMES[home]
-            if path.startswith(f"{top}/"):
-                directory = path[len(top) + 1 :].partition("/")[0]
-                expires = layout.expiry_of(directory)
-                if expires is None or "/" not in path[len(top) + 1 :]:
-                    self._add("bad-expiry", path, f"{directory} is no time")
-                elif expires < self._now:
-                    self._add(code, path, f"it was to be kept until {expires}")
+        for home in ("lease", "trash"):
+            if path.startswith(f"{HOMES[home]}/"):
+                self._dated(home, path)
+
+    def _dated(self, home: str, path: str) -> None:
+        directory, _, name = path[len(HOMES[home]) + 1 :].partition("/")
+        expires = layout.expiry_of(directory)
+        if home == "pin" and directory == pins.ALWAYS:
+            return
+        if expires is None or not name:
+            self._add("bad-expiry", path, f"{directory} is no time")
+        elif expires <= self._now:
+            self._add(f"expired-{home}", path, f"it was to be kept until {expires}")
 
     def _referrer(self, path: str, name: str) -> None:
         parts = path.split("/")[3:]
         if len(parts) != 2 or not all(_is_digest(part) for part in parts):
             self._add("bad-referrer", path, "a referrer stands at <digest of the subject>/<digest of the artifact>")
-        elif name != f"oci-manifest-{parts[1]}":
+        elif name != f"{ContentId.MANIFEST}{parts[1]}":
             self._add("bad-referrer", path, f"it leads to {name}, which is not the artifact of its name")
-        elif self._streams.linked_now(f"oci-manifest-{parts[0]}") is None:
+        elif self._streams.linked_now(f"{ContentId.MANIFEST}{parts[0]}") is None:
             self._add("absent-subject", path, f"its subject {parts[0]} is not in the repository")
 
     def homes(self) -> None:
@@ -223,6 +250,20 @@ class _Checker:
                 self._add("partial-deployment-ref", path, f"the ref of the {' and the '.join(lacking)} is missing")
             self._fitting(name)
 
+    def pins(self) -> None:
+        """The parts of each pin: its manifest and its config."""
+        found: dict[str, set[str]] = {}
+        for part, top in pins.PARTS.items():
+            for path in self._targets:
+                if path.startswith(f"{top}/"):
+                    found.setdefault(path[len(top) + 1 :], set()).add(part)
+        for name, parts in sorted(found.items()):
+            lacking = [part for part in ("manifest", "config") if part not in parts]
+            when = name.partition("/")[0]
+            if lacking and (when == pins.ALWAYS or (layout.expiry_of(when) or "") > self._now):
+                path = f"{pins.PARTS[sorted(parts)[0]]}/{name}"
+                self._add("partial-pin", path, f"the ref of the {' and the '.join(lacking)} is missing")
+
     def _fitting(self, name: str) -> None:
         image = self._good.get(f"{layout.DEPLOYMENT_IMAGES}/{name}")
         if image is not None and image != name:
@@ -234,7 +275,7 @@ class _Checker:
         wanted = self._config_of(manifest)
         if wanted is None:
             self._add("bad-deployment-ref", f"{layout.DEPLOYMENTS}/{name}", f"it leads to {manifest}, which is no manifest")
-        elif config is not None and wanted and config != f"oci-config-{wanted}":
+        elif config is not None and wanted and config != f"{ContentId.CONFIG}{wanted}":
             self._add("bad-deployment-ref", f"{layout.CONFIGS}/{name}", f"it leads to {config}; the manifest's is {wanted}")
 
     def _config_of(self, manifest: str) -> str | None:
@@ -265,4 +306,4 @@ def _resolved(path: str, link: str) -> str | None:
 
 
 def _is_digest(text: str) -> bool:
-    return ContentId(f"oci-manifest-{text}").manifest_digest is not None
+    return ContentId(f"{ContentId.MANIFEST}{text}").manifest_digest is not None

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, LockConflict, LockTimeout, SystemFailure
-from cfs_tags.formats import layout
+from cfs_tags.formats import json_fields
 from cfs_tags.fsck import quarantine
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.repo import reflog, transactions
-from cfs_tags.repo.journal import JOURNALS, TMP
+from cfs_tags.repo import incoming, layout, reflog
+from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import Lock
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.repo.transaction.journal import Journal
 
-if TYPE_CHECKING:
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["State", "check_state"]
-
-_DOCUMENTS = (f"{layout.STATE}/seen.json", f"{layout.STATE}/undo/migration.json")
+_DOCUMENTS = tuple(f"{layout.STATE}/{name}" for name in ("seen.json", "maintain.json", "good.json", "undo/migration.json"))
 _MAX = 256 << 20
 
 
@@ -35,16 +31,23 @@ class State(NamedTuple):
 def check_state(repo: ReadRepo) -> State:
     """Look at everything in ``cfs-tags/``."""
     findings: list[Finding] = []
-    journals, left_over = _left_by_a_crash(repo, findings)
+    journals, left_over = left_by_a_crash(repo, findings)
     for path in _DOCUMENTS:
         _check_document(repo, path, findings)
     try:
-        damaged = reflog.all_entries(repo).damaged
+        repo.names(layout.PINNED)
+    except FormatError as error:
+        findings.append(finding("damaged-state", layout.PINNED, error.message))
+    try:
+        damaged = reflog.damage(repo)
     except CfsTagsError as error:
         findings.append(finding("damaged-reflog", reflog.DIRECTORY, error.message))
     else:
         if damaged:
-            findings.append(finding("damaged-reflog", reflog.DIRECTORY, f"{damaged} lines cannot be read"))
+            where = ", ".join(path.rpartition("/")[2] for path in damaged)
+            findings.append(
+                finding("damaged-reflog", reflog.DIRECTORY, f"{sum(damaged.values())} lines cannot be read: {where}")
+            )
     spent = []
     for record in quarantine.records(repo):
         if record.problem:
@@ -57,13 +60,13 @@ def check_state(repo: ReadRepo) -> State:
     return State(journals, left_over, tuple(spent), findings)
 
 
-def _left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def left_by_a_crash(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Looked at with the lock of the writers held shared: what one is doing right now is not left over."""
     try:
-        if not (repo.names(JOURNALS) or repo.names(TMP)):
+        if not (repo.names(JOURNALS) or repo.names(TMP) or incoming.left_over(repo)):
             return (), ()
-        lock = Lock.of(repo.fd, transactions.LOCK_FILE, os.path.join(repo.path, transactions.LOCK_FILE))
-        with lock.hold("shared", repo.fd, transactions.LOCK_FILE, 0.0):
+        lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
+        with lock.hold("shared", repo.fd, LOCK_FILE, 0.0):
             return _read(repo, findings)
     except (LockTimeout, LockConflict):
         return (), ()  # a writer is at work
@@ -80,14 +83,16 @@ def _read(repo: ReadRepo, findings: list[Finding]) -> tuple[tuple[str, ...], tup
         path = f"{JOURNALS}/{name}"
         findings.append(finding("pending-transaction", path, _describe(repo, path)))
     # what a journal's own transaction needs is no left-over
-    started = tuple(name.removesuffix(".json") for name in journals)
-    left_over = [name for name in _files(repo, TMP, findings) if not (started and name.startswith(started))]
-    findings.extend(finding("left-over-file", f"{TMP}/{name}", "left over from an interrupted change") for name in left_over)
+    started = tuple(name.partition(".")[0] for name in journals)
+    left_over = [
+        f"{TMP}/{name}" for name in _files(repo, TMP, findings) if not (started and name.startswith(started))
+    ] + incoming.left_over(repo)
+    findings.extend(finding("left-over-file", path, "left over from an interrupted change") for path in left_over)
     return tuple(journals), tuple(left_over)
 
 
 def _files(repo: ReadRepo, directory: str, findings: list[Finding]) -> list[str]:
-    """What is no directory in a directory of ours, where nobody makes any."""
+    """Files in a directory of ours in which no program makes a directory."""
     names = sorted(repo.names(directory) or ())
     strange = [name for name in names if repo.is_directory(f"{directory}/{name}")]
     findings.extend(finding("damaged-state", f"{directory}/{name}", "it is a directory") for name in strange)
@@ -96,18 +101,20 @@ def _files(repo: ReadRepo, directory: str, findings: list[Finding]) -> list[str]
 
 def _describe(repo: ReadRepo, path: str) -> str:
     try:
-        document = json.loads(repo.read_file(path, _MAX) or b"")
-        return f"a change of {len(document['changes'])} refs was interrupted"
-    except (CfsTagsError, ValueError, TypeError, KeyError, RecursionError):
+        journal = Journal.parse(repo.read_file(path, _MAX) or b"")
+    except ValueError:
         return "torn: nothing had been changed yet"
+    except CfsTagsError as error:
+        return f"no journal of this program: {error.message}"
+    if journal is None:
+        return "no journal of this program: the next command that writes sets it aside"
+    return f"a change of {len(journal.changes)} refs was interrupted"
 
 
 def _check_document(repo: ReadRepo, path: str, findings: list[Finding]) -> None:
     try:
         data = repo.read_file(path, _MAX)
         if data is not None:
-            json.loads(data)
-    except (ValueError, RecursionError):
-        findings.append(finding("damaged-state", path, "it is not JSON"))
+            json_fields.load(data, "state file", _MAX)
     except CfsTagsError as error:
         findings.append(finding("damaged-state", path, error.message))

@@ -6,28 +6,24 @@ seen where all results come together (``oci.py``).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
-from cfs_tags.errors import FormatError, UnsupportedError
+from cfs_tags.errors import FormatError, MissingObject, SystemFailure, UnsupportedError
 from cfs_tags.formats import oci, splitstream
+from cfs_tags.formats.splitstream import SplitStream
 from cfs_tags.fsck.findings import Finding, finding
-from cfs_tags.fsck.objects import pieces, unreadable
+from cfs_tags.fsck.objects import PIECE, unreadable
+from cfs_tags.repo.images import object_sizes
+from cfs_tags.repo.store import MAX_JSON_OBJECT, ReadRepo
+from cfs_tags.values import ObjectId
 
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from cfs_tags.formats.splitstream import SplitStream
-    from cfs_tags.repo.store import ReadRepo
-    from cfs_tags.values import ObjectId
-
-__all__ = ["ImageFacts", "StreamFacts", "check_image", "check_stream"]
-
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_MAX_JSON = 16 << 20
+_FREE_CONTENT = 1 << 30
+_CONTENT_RATIO = 64
+"""Bytes of a layer's content that are hashed for each that its objects take on the disk, beyond 1 GiB: holes are hashed too,
+and an object as often as it comes."""
 _DIGESTS = ("sha256", "sha384", "sha512")
 
 
@@ -86,32 +82,57 @@ def check_stream(
         content: hash layers, too, for which every file in them is read.
     """
     empty = StreamFacts(name, False, 0, (), (), "", "", False, (), (), "", ())
-    try:
-        data = _read(repo, name, splitstream.MAX_SIZE)
-        stream = splitstream.parse(data, repo.algorithm)
-    except FileNotFoundError:
+    if not _is_there(repo, name):
         return empty._replace(missing=(name,))
-    except OSError as error:
-        return empty._replace(findings=(unreadable(_object_path(name), error),))
+    try:
+        with repo.map(ObjectId(name), path) as data:
+            stream = splitstream.parse(data, repo.algorithm)
+            try:
+                return _stream(repo, stream, empty, path, objects, algorithm, content)
+            finally:
+                stream.release()
+    except MissingObject:
+        return empty._replace(missing=(name,))
+    except SystemFailure as error:
+        return empty._replace(findings=(finding("unreadable", _object_path(name), error.reason),))
     except FormatError as error:
-        return empty._replace(findings=(finding("bad-stream", path, error.message),))
+        return empty._replace(findings=(finding("bad-stream", path, _without_path(error)),))
     except UnsupportedError as error:
         return empty._replace(findings=(finding("unsupported-stream", path, error.message),))
+
+
+def _stream(
+    repo: ReadRepo,
+    stream: SplitStream,
+    facts: StreamFacts,
+    path: str,
+    objects: Collection[str],
+    algorithm: str,
+    content: bool,
+) -> StreamFacts:
     width = repo.algorithm.hex_length
     table = stream.raw_object_refs.hex()
-    wanted = {table[at : at + width] for at in range(0, len(table), width)}
+    parts = {table[at : at + width] for at in range(0, len(table), width)}
     named = tuple((key, str(target)) for key, target in stream.named_refs.items())
-    needed = wanted | {target for _, target in named}
-    missing = tuple(sorted(target for target in needed if target not in objects and not _is_there(repo, target)))
-    facts = empty._replace(whole=not missing, kind=stream.content_type, named=named, missing=missing)
     try:
-        return _with_content(repo, stream, facts, path, frozenset(missing), algorithm, content)
+        sizes = object_sizes(repo, parts)
+        gone = {target for _, target in named if target not in objects and not _is_there(repo, target)}
+        missing = tuple(sorted(gone | (parts - sizes.keys())))
+        facts = facts._replace(whole=not missing, kind=stream.content_type, named=named, missing=missing)
+        return _with_content(repo, stream, facts, path, sizes, algorithm, content)
     except FormatError as error:
-        return facts._replace(whole=False, findings=(finding("bad-stream", path, error.message),))
-    except FileNotFoundError:
+        return facts._replace(whole=False, findings=(finding("bad-stream", path, _without_path(error)),))
+    except (FileNotFoundError, MissingObject):
         return facts._replace(whole=False)  # gone since it was looked for: not ours to say
     except OSError as error:
         return facts._replace(whole=False, findings=(unreadable(path, error),))
+    except SystemFailure as error:
+        return facts._replace(whole=False, findings=(finding("unreadable", path, error.reason),))
+
+
+def _without_path(error: FormatError) -> str:
+    error.path = None  # the finding has one
+    return error.message
 
 
 def _with_content(
@@ -119,38 +140,58 @@ def _with_content(
     stream: SplitStream,
     facts: StreamFacts,
     path: str,
-    missing: frozenset[str],
+    sizes: Mapping[str, int],
     algorithm: str,
     content: bool,
 ) -> StreamFacts:
     documents = (splitstream.CONTENT_TYPE_MANIFEST, splitstream.CONTENT_TYPE_CONFIG)
     if stream.content_type in documents:
         sole = splitstream.sole_object(stream)
-        if sole in missing:
+        if sole not in sizes:
             return facts
-        data = _read(repo, sole, _MAX_JSON)
+        data = repo.read_object(sole, MAX_JSON_OBJECT, path)
         if len(data) != stream.stream_size:
-            return _wrong_size(facts, path, stream.stream_size, len(data))
+            return _wrong_size(facts, path, stream.stream_size, str(len(data)))
         if algorithm in _DIGESTS:
             facts = facts._replace(digest=f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}")
         return _document(data, stream.content_type, facts)
-    hashes = content and not missing and algorithm in _DIGESTS
-    whole = hashlib.new(algorithm) if hashes else None
-    total = 0
+    if content and not facts.missing and algorithm in _DIGESTS:
+        return _hashed(repo, stream, facts, path, algorithm)
+    total = sum(sizes.get(piece, 0) if isinstance(piece, str) else len(piece) for piece in splitstream.chunks(stream))
+    if not facts.missing and total != stream.stream_size:
+        return _wrong_size(facts, path, stream.stream_size, str(total))
+    return facts
+
+
+def _hashed(repo: ReadRepo, stream: SplitStream, facts: StreamFacts, path: str, algorithm: str) -> StreamFacts:
+    """Read all the content."""
+    whole = hashlib.new(algorithm)
+    total = on_disk = 0
+    seen: set[ObjectId] = set()
     for piece in splitstream.chunks(stream):
         if isinstance(piece, bytes):
             total += len(piece)
-            if whole is not None:
-                whole.update(piece)
-        elif whole is not None:
-            for part in pieces(repo, piece):
-                total += len(part)
+            on_disk += len(piece)
+            whole.update(piece)
+            continue
+        fd = repo.descriptor(_object_path(piece))
+        try:
+            status = os.fstat(fd)
+            total += status.st_size
+            on_disk += 0 if piece in seen else status.st_blocks * 512
+            seen.add(piece)
+            if total > stream.stream_size:
+                return _wrong_size(facts, path, stream.stream_size, f"{total} or more")
+            if total > _FREE_CONTENT + _CONTENT_RATIO * on_disk:
+                message = f"its content has {total} bytes or more, of which {on_disk} are on the disk: it was not hashed"
+                return facts._replace(whole=False, findings=(finding("sparse-content", path, message),))
+            while part := os.read(fd, PIECE):
                 whole.update(part)
-        elif not missing:
-            total += _size(repo, piece)
-    if not missing and total != stream.stream_size:
-        return _wrong_size(facts, path, stream.stream_size, total)
-    return facts._replace(digest=f"{algorithm}:{whole.hexdigest()}") if whole is not None else facts
+        finally:
+            os.close(fd)
+    if total != stream.stream_size:
+        return _wrong_size(facts, path, stream.stream_size, str(total))
+    return facts._replace(digest=f"{algorithm}:{whole.hexdigest()}")
 
 
 def _document(data: bytes, kind: int, facts: StreamFacts) -> StreamFacts:
@@ -165,57 +206,32 @@ def _document(data: bytes, kind: int, facts: StreamFacts) -> StreamFacts:
         return facts._replace(problem=error.message)
 
 
-def _wrong_size(facts: StreamFacts, path: str, wanted: int, found: int) -> StreamFacts:
+def _wrong_size(facts: StreamFacts, path: str, wanted: int, found: str) -> StreamFacts:
     message = f"it says that its content has {wanted} bytes; what is there has {found}"
     return facts._replace(whole=False, findings=(finding("wrong-stream-size", path, message),))
 
 
 def check_image(repo: ReadRepo, name: str, path: str, objects: Collection[str]) -> ImageFacts:
     """Read an EROFS image to its end; arguments as for :func:`check_stream`."""
-    from cfs_tags.formats.erofs import MAX_SIZE
     from cfs_tags.formats.erofswalk import image_refs
 
-    try:
-        found = image_refs(_read(repo, name, MAX_SIZE), repo.algorithm)
-    except FileNotFoundError:
+    if not _is_there(repo, name):
         return ImageFacts(name, (name,), ())
-    except OSError as error:
-        return ImageFacts(name, (), (unreadable(_object_path(name), error),))
+    try:
+        with repo.map(ObjectId(name), path) as data:
+            found = image_refs(bytes(data), repo.algorithm)
+    except MissingObject:
+        return ImageFacts(name, (name,), ())
+    except SystemFailure as error:
+        return ImageFacts(name, (), (finding("unreadable", _object_path(name), error.reason),))
     except FormatError as error:
-        return ImageFacts(name, (), (finding("bad-image", path, error.message),))
+        return ImageFacts(name, (), (finding("bad-image", path, _without_path(error)),))
     return ImageFacts(name, tuple(sorted(one for one in found if one not in objects and not _is_there(repo, one))), ())
-
-
-def _read(repo: ReadRepo, name: str, limit: int) -> bytes:
-    # read, not mapped: a block that fs-verity refuses is an error of a read, and the end of a process with a mapping
-    try:
-        fd = os.open(_object_path(name), _FILE, dir_fd=repo.fd)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise FileNotFoundError from None
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise FileNotFoundError
-        size = status.st_size
-        if size > limit:
-            raise FormatError(structure="object", offset=0, wanted=f"at most {limit} bytes", found=f"{size} bytes")
-        data = os.read(fd, size) if size else b""
-        while len(data) < size and (more := os.read(fd, size - len(data))):
-            data += more
-        return data
-    finally:
-        os.close(fd)
 
 
 def _is_there(repo: ReadRepo, name: str) -> bool:
     """Whether an object is there that was not when they were listed: a pull is at work."""
     return repo.is_file(_object_path(name))
-
-
-def _size(repo: ReadRepo, name: ObjectId) -> int:
-    return os.stat(_object_path(name), dir_fd=repo.fd, follow_symlinks=False).st_size
 
 
 def _object_path(name: str) -> str:

@@ -1,30 +1,28 @@
 """Collecting garbage: what no ref leads to goes, beside cfsctl and bootc at work.
 
 1. Refs that have run out (leases, trash) go, and with a sysroot deployments are adopted and retired.
-2. *Mark*, under the shared lock (``marking.py``).  What cannot be followed stops everything here: nothing was deleted.
+2. *Mark*, under the shared lock (``mark.py``).  What cannot be followed stops everything here: nothing was deleted.
 3. *Sweep* in slices, each under the exclusive lock on a new descriptor: compare all links, names and targets, with those
-   that the marks came from, mark what is new, then delete for at most ``sweeping.SLICE`` seconds, let go, and pause so that
+   that the marks came from, mark what is new, then delete for at most ``Pace.slice`` seconds, let go, and pause so that
    waiters get in.  Dead links go first and are synced before the first object.
 
-An object that is younger than the marks is never deleted.  A stop at any point leaves links without garbage behind them or
-garbage without links: both are what a next run finds and finishes.
+A full disk does not stop it (``collect.Room``).  An object that is younger than the marks is never deleted.  A stop at any
+point leaves links without garbage behind them or garbage without links: both are what a next run finds and finishes.
 """
 
-from cfs_tags.gc.collecting import DEFAULT_TIMEOUT, collect, plan
-from cfs_tags.gc.deployments import plan_deployments, plan_refs
-from cfs_tags.gc.expiring import plan_expiry
-from cfs_tags.gc.values import GcOptions, GcPlan, GcResult, RefsPlan, Swept
+from cfs_tags.gc.collect import collect
+from cfs_tags.gc.early_refs import plan_refs
+from cfs_tags.gc.plan import plan
+from cfs_tags.gc.values import GcOptions, GcPlan, GcResult, Pace, RefsPlan, Swept
 
 __all__ = [
-    "DEFAULT_TIMEOUT",
     "GcOptions",
     "GcPlan",
     "GcResult",
+    "Pace",
     "RefsPlan",
     "Swept",
     "collect",
     "plan",
-    "plan_deployments",
-    "plan_expiry",
     "plan_refs",
 ]

@@ -1,34 +1,33 @@
-"""What is dead by the marks: links in the order in which they go, and objects."""
+"""What is dead, and when that is a reason to stop: for the plan of a collection, and for the collection."""
 
 from __future__ import annotations
 
-import os
-import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from operator import attrgetter
-from typing import TYPE_CHECKING
 
-from cfs_tags.errors import CfsTagsError, SysrootUnseen
-from cfs_tags.formats import layout
-from cfs_tags.gc.marks import is_live
-from cfs_tags.gc.values import Swept
-from cfs_tags.inventory import LOOKERS, look_at, names_of_objects, object_directories
-from cfs_tags.marking import Marker, Snapshot
-from cfs_tags.processes import in_processes
-from cfs_tags.reachability import read_node
-from cfs_tags.repo.contents import BOOT_KEY, EROFS_KEY
+from cfs_tags.errors import CfsTagsError, PlaceUnread, RefusedError
+from cfs_tags.gc.mark import Marks, Snapshot
+from cfs_tags.gc.values import GcOptions
+from cfs_tags.host.sightings import BOOTING
+from cfs_tags.host.sysroot import SysrootView
+from cfs_tags.inventory import Keys, names_of_objects
+from cfs_tags.repo import layout
+from cfs_tags.repo.clock import Clock
+from cfs_tags.repo.images import BOOT_KEY, EROFS_KEY
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.values import ContentId
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from cfs_tags.gc.values import GcOptions
-    from cfs_tags.inventory import Keys
-    from cfs_tags.repo.store import ReadRepo
-
-__all__ = ["count_dead", "dead_links", "dead_names", "refuse_unseen"]
+TICK = 20_000_000
+"""Nanoseconds by which the clock of a file system may be behind: it goes by ticks."""
 
 
-def dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple[str, str]]:
+def dated(options: GcOptions, known: Clock, stamp: int) -> int:
+    """From when on what was made is young, by a clock: where it may be ahead, and young things are kept, the time that was seen
+    last (nanoseconds since 1970)."""
+    return min(stamp, int(known.earliest * 1e9)) if options.grace else stamp
+
+
+def dead_links(marks: Marks) -> list[tuple[str, str]]:
     """Links in ``streams/`` and ``images/`` whose object goes, or is gone: path and text, those to be deleted first last.
 
     What names others goes before them: a pull or tag that finds the name of a manifest or config takes it for whole, however
@@ -36,40 +35,58 @@ def dead_links(repo: ReadRepo, snapshot: Snapshot, marker: Marker) -> list[tuple
     """
     links = [
         (link, f"{tree}/{name}")
-        for tree, links in ((layout.STREAMS, snapshot.streams), (layout.IMAGES, snapshot.images))
+        for tree, links in ((layout.STREAMS, marks.snapshot.streams), (layout.IMAGES, marks.snapshot.images))
         for name, link in links.items()
         if link
     ]
-    dead = [(path, link) for link, path in sorted(links) if not is_live(repo, marker.live, link)]
+    dead = [(path, link) for link, path in sorted(links) if not marks.keeps(link)]
     return sorted(dead, key=lambda entry: -_rank(entry[0]))
 
 
-def refuse_unseen(repo: ReadRepo, snapshot: Snapshot, dead: Sequence[tuple[str, str]], options: GcOptions) -> None:
-    """Stop before the image of a deployment goes that nobody could see, and so give no ref."""
+def refuse_unseen(
+    repo: ReadRepo,
+    marks: Marks,
+    dead: Sequence[tuple[str, str]],
+    options: GcOptions,
+    read_view: Callable[[], SysrootView] | None,
+) -> None:
+    """Stop before the image of a deployment goes that no sysroot showed, or that an entry may boot which could not be
+    followed, and that so has no ref.
+
+    Raises:
+        RefusedError (sysroot-unseen): it would go, and there is no sysroot.
+        PlaceUnread: it would go, and may be what such an entry boots.
+    """
     start = f"{layout.IMAGES}/"
     images = {path[len(start) :] for path, _ in dead if path.startswith(start)}
     if not images or options.no_sysroot or not repo.is_bootc:
         return
-    images -= _images_of_apps(repo, snapshot)
+    if read_view is not None:
+        # what is named there was found; a partition that is not mounted has no path
+        unread = [place for place in read_view().unread if place.name in BOOTING and place.path]
+        if unread and images - _images_of_apps(repo, marks.snapshot):
+            raise PlaceUnread(place=unread[0].name, path=unread[0].path, reason=str(unread[0].reason))
+        return
+    images -= _images_of_apps(repo, marks.snapshot)
     if images:
-        raise SysrootUnseen(path=repo.path, images=tuple(sorted(images)))
+        raise RefusedError("sysroot-unseen", path=repo.path, images=tuple(sorted(images)))
 
 
 def _images_of_apps(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
-    """EROFS images that only configs name of which nobody made an image for booting: bootc deploys no such image."""
+    """EROFS images that only configs name of which no image for booting was made: bootc deploys no such image."""
     apps: set[str] = set()
     bootable: set[str] = set()
     for name, link in snapshot.streams.items():
-        if name.startswith("oci-config-"):
+        if name.startswith(ContentId.CONFIG):
             with suppress(CfsTagsError):  # what cannot be read explains no image
-                named = read_node(repo, layout.object_of_link(link, repo.algorithm, name), name).named
-                kind = bootable if any(key.startswith(BOOT_KEY) for key, _ in named) else apps
-                kind.update(target for key, target in named if key.startswith(EROFS_KEY))
+                named = repo.stream(layout.object_of_link(link, repo.algorithm, name), name).named_refs
+                kind = bootable if any(key.startswith(BOOT_KEY) for key in named) else apps
+                kind.update(target for key, target in named.items() if key.startswith(EROFS_KEY))
     return apps - bootable
 
 
-_RANKS = (f"{layout.STREAMS}/oci-manifest-", f"{layout.STREAMS}/oci-config-")
-_LAST = (f"{layout.STREAMS}/oci-layer-", f"{layout.STREAMS}/oci-blob-", f"{layout.IMAGES}/")
+_RANKS = (f"{layout.STREAMS}/{ContentId.MANIFEST}", f"{layout.STREAMS}/{ContentId.CONFIG}")
+_LAST = (f"{layout.STREAMS}/{ContentId.LAYER}", f"{layout.STREAMS}/{ContentId.BLOB}", f"{layout.IMAGES}/")
 
 
 def _rank(path: str) -> int:
@@ -80,62 +97,10 @@ def _rank(path: str) -> int:
     return len(_RANKS) + path.startswith(_LAST)
 
 
-def count_dead(repo: ReadRepo, live: Keys, limit: int, free_bytes: int | None) -> Swept:
-    """How many objects are dead and what they take.
-
-    Args:
-        repo: where.
-        live: what stays.
-        limit: objects that changed at this time or later stay, in nanoseconds since 1970.
-        free_bytes: count no more once so many bytes would be freed; None: all.
-    """
-    parents = object_directories(repo)
-    if free_bytes is not None:
-        total = Swept()
-        for parent in parents:
-            total, done = _count_directory(repo, parent, live, limit, total, free_bytes)
-            if done:
-                break
-        return total
-    return in_processes(lambda mine: _count_some(repo, mine, live, limit), Swept.plus, parents, LOOKERS, 64)
-
-
-def _count_some(repo: ReadRepo, parents: Sequence[str], live: Keys, limit: int) -> Swept:
-    total = Swept()
-    for parent in parents:
-        total, _ = _count_directory(repo, parent, live, limit, total, None)
-    return total
-
-
-def _count_directory(
-    repo: ReadRepo, parent: str, live: Keys, limit: int, total: Swept, free_bytes: int | None
-) -> tuple[Swept, bool]:
-    fd = repo.directory(f"{layout.OBJECTS}/{parent}")
-    if fd is None:
-        return total, False
-    objects, allocated, size = total[:3]
-    try:
-        names = dead_names(repo, parent, os.listdir(fd), live)
-        if free_bytes is not None:
-            names.sort()
-        for mode, changed, blocks, length in filter(None, look_at(fd, names, _facts)):
-            if changed >= limit or not stat.S_ISREG(mode):
-                continue
-            objects += 1
-            allocated += blocks * 512
-            size += length
-            if free_bytes is not None and allocated >= free_bytes:
-                return total._replace(objects=objects, allocated=allocated, size=size), True
-    finally:
-        os.close(fd)
-    return total._replace(objects=objects, allocated=allocated, size=size), False
-
-
-_facts: Callable[[os.stat_result], tuple[int, int, int, int]] = attrgetter("st_mode", "st_ctime_ns", "st_blocks", "st_size")
-
-
-def dead_names(repo: ReadRepo, parent: str, names: list[str], live: Keys) -> list[str]:
-    """Names of dead objects in ``objects/<parent>``."""
+def sort_out(repo: ReadRepo, parent: str, names: list[str], live: Keys) -> tuple[list[str], tuple[int, ...]]:
+    """The names in ``objects/<parent>`` that are of dead objects, and the keys of live objects that have no name there."""
     names, keys = names_of_objects(repo, parent, names)
     here = live.of(parent)
-    return [name for name, key in zip(names, keys, strict=True) if key not in here]
+    dead = [name for name, key in zip(names, keys, strict=True) if key not in here]
+    absent = here.difference(keys) if len(here) > len(names) - len(dead) else ()
+    return dead, tuple(absent)

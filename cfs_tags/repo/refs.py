@@ -1,36 +1,30 @@
-"""Reading refs; and the door to changing them, all or none (``transactions.py``)."""
+"""Reading refs.  ``transaction/run.py`` changes them.
+
+A look at several refs takes no lock as long as no transaction comes in between: :func:`read_at_once`.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import wraps
+from threading import get_ident
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from cfs_tags.errors import NotALink, SystemFailure
-from cfs_tags.formats import layout
-from cfs_tags.repo.changes import ABSENT, NO_NOTE, Note, Outcome, Plan, RefChange
-from cfs_tags.repo.lock import DEFAULT_TIMEOUT
+from cfs_tags.errors import CfsTagsError, LockConflict, LockTimeout, NotALink, SystemFailure
+from cfs_tags.repo import layout
+from cfs_tags.repo.directory import all_names, is_settled
+from cfs_tags.repo.layout import JOURNALS, LOCK_FILE
+from cfs_tags.repo.lock import Lock
+from cfs_tags.repo.store import ReadRepo
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+P = ParamSpec("P")
+T = TypeVar("T")
 
-    from cfs_tags.repo.store import ReadRepo, WriteRepo
-
-__all__ = [
-    "ABSENT",
-    "NO_NOTE",
-    "Note",
-    "Outcome",
-    "Plan",
-    "RefChange",
-    "RefEntry",
-    "everything",
-    "not_given",
-    "transact",
-    "walk",
-    "why_no_link",
-]
-
-P = TypeVar("P", bound=Plan)
+_TRIES = 3
 
 
 class RefEntry(NamedTuple):
@@ -40,6 +34,85 @@ class RefEntry(NamedTuple):
     target: str | None
 
 
+def read_at_once(repo: ReadRepo, read: Callable[[], T], patience: float | None = 1.0) -> T:
+    """What ``read`` makes of several refs, where of each transaction of this program it sees all changes, or none.
+
+    Each transaction with a step that others could see has a journal: where the directory of journals is empty before, and
+    has not changed afterwards, there was none.  Else ``read`` is called again, at last with the lock of the writers held
+    shared.  Where that is not to be had, because a writer is stopped or this user may not open the file, refs are seen as
+    they are.  So they are, too, after a writer was killed in the middle, until the next one finishes its transaction or
+    takes it back.
+
+    Args:
+        repo: where.
+        read: only reads, and takes no lock; what it calls may call this, too.
+        patience: seconds that the lock is waited for; None where it is not taken at all.
+    """
+    thread = get_ident()
+    if thread in repo.at_rest:
+        return read()
+    repo.at_rest.add(thread)
+    try:
+        for _ in range(_TRIES):
+            stamp = _stamp(repo)
+            if stamp is None:
+                break
+            try:
+                found = read()
+            except CfsTagsError:
+                if _stamp(repo, stamp) == stamp:
+                    raise
+            else:
+                if _stamp(repo, stamp) == stamp:
+                    return found
+        with ExitStack() as held:
+            if patience is not None:
+                with suppress(LockTimeout, LockConflict, SystemFailure):
+                    lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
+                    held.enter_context(lock.hold("shared", repo.fd, LOCK_FILE, patience, queue=True))
+            return read()
+    finally:
+        repo.at_rest.discard(thread)
+
+
+def _stamp(repo: ReadRepo, before: int | None = None) -> int | None:
+    """The time stamp of the directory of journals, 0 where there is none; None while a transaction may be on its way.
+
+    Where it is still the one of ``before``, nothing else is looked at.
+    """
+    try:
+        fd = repo.hold_directory(JOURNALS)
+    except OSError:
+        return 0
+    try:
+        status = os.fstat(fd)
+        stamp = status.st_mtime_ns
+        if stamp == before or (status.st_nlink and is_settled(stamp) and _is_empty(fd)):
+            return stamp
+    except OSError:
+        pass
+    return None
+
+
+def _is_empty(held: int) -> bool:
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=held)  # threads that share one would share its place, too
+    try:
+        return not os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def at_once(read: Callable[Concatenate[ReadRepo, P], T]) -> Callable[Concatenate[ReadRepo, P], T]:
+    """A function that reads refs of the repository that is its first argument, called as by :func:`read_at_once`."""
+
+    @wraps(read)
+    def reading(repo: ReadRepo, /, *args: P.args, **named: P.kwargs) -> T:
+        return read_at_once(repo, lambda: read(repo, *args, **named))
+
+    return reading
+
+
+@at_once
 def everything(repo: ReadRepo) -> dict[str, str]:
     """All refs: path and text of the link; the empty text where there is none, or the system does not give it.
 
@@ -85,53 +158,24 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
         if fd is None:
             continue
         try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        try:
-                            yield RefEntry(f"{path}/{entry.name}", os.readlink(entry.name, dir_fd=fd))
-                        except FileNotFoundError:
-                            continue
-                        except OSError:
-                            yield RefEntry(f"{path}/{entry.name}", None)
-                    elif entry.is_dir(follow_symlinks=False):
-                        pending.append(f"{path}/{entry.name}")
-                    else:
-                        yield RefEntry(f"{path}/{entry.name}", None)
+            with repo.reading(path):
+                for name in all_names(fd):
+                    place = f"{path}/{name}"
+                    try:
+                        yield RefEntry(place, os.readlink(name, dir_fd=fd))
+                    except FileNotFoundError:
+                        continue
+                    except OSError as error:
+                        if error.errno == errno.EINVAL and _is_directory(fd, name):
+                            pending.append(place)
+                        else:
+                            yield RefEntry(place, None)
         finally:
             os.close(fd)
 
 
-def transact(
-    repo: WriteRepo,
-    plan: Callable[[], P],
-    note: Note = NO_NOTE,
-    timeout: float = DEFAULT_TIMEOUT,
-    *,
-    exclusive: bool = False,
-    prepare: Callable[[P], None] | None = None,
-) -> tuple[P, Outcome]:
-    """Plan changes under the locks, then make them: all, or none.
-
-    Holds the repository lock shared (collectors stay out, peers do not) and the refs lock exclusive; on a file system
-    without RENAME_EXCHANGE, where a move cannot be compared, the repository lock exclusive.
-
-    Args:
-        repo: where.
-        plan: called with the locks held; reads the refs and returns a plan, or raises to change nothing.
-        note: for the reflog.
-        timeout: seconds to wait for both locks together.
-        exclusive: hold the repository lock exclusive in any case: nobody else has it open then.
-        prepare: called with the plan before the first change: writes down what undoing it needs.
-
-    Returns:
-        the plan that was carried out, and what was recovered first.
-
-    Raises:
-        ExpectationFailed: a peer moved a ref between the plan and the change; its value stays, nothing was changed.
-        LockTimeout, LockConflict: the locks were not to be had.
-        SystemFailure: the system refused; nothing was changed.
-    """
-    from cfs_tags.repo import transactions  # most commands only read
-
-    return transactions.run(repo, plan, note, timeout, exclusive=exclusive, prepare=prepare)
+def _is_directory(fd: int, name: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+    except OSError:
+        return False

@@ -1,8 +1,8 @@
 """A repository on disk: opening it, its locks, and its objects, streams and images.
 
-:meth:`Repository.open` gives a :class:`ReadRepo`, which creates nothing, ``meta.json`` included, and has no method that
-changes anything; with ``write=True`` a :class:`WriteRepo`.  Opening takes no lock: look-ups need none, and what needs
-one holds it for as long as :meth:`ReadRepo.locked` says.
+A :class:`ReadRepo` creates nothing, ``meta.json`` included, and has no method that changes anything; a :class:`WriteRepo` may
+be written.  Opening takes no lock: look-ups need none, and what needs one holds it for as long as :meth:`ReadRepo.locked`
+says.
 """
 
 from __future__ import annotations
@@ -10,66 +10,32 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, overload
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from cfs_tags.errors import (
-    FormatError,
-    MissingObject,
-    ReadOnlyRepository,
-    RepositoryNotFound,
-    SystemFailure,
-)
-from cfs_tags.formats import layout
-from cfs_tags.repo import fsops, verity
+from cfs_tags.errors import CfsTagsError, MissingObject, RefusedError, RepositoryNotFound, SystemFailure, about
+from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX, STATE_DEPLOY
+from cfs_tags.repo import beneath, fsops, layout, owners, verity
 from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.values import Algorithm, ContentId, ObjectId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from mmap import mmap
 
     from cfs_tags.formats.repometa import RepoMeta
     from cfs_tags.formats.splitstream import SplitStream
     from cfs_tags.repo.lock import Mode
 
-__all__ = ["MAX_JSON_OBJECT", "ReadRepo", "Repository", "WriteRepo"]
-
 MAX_JSON_OBJECT = 16 << 20
 """Largest manifest or config, and largest splitstream of one, that is read into memory, in bytes."""
 
 _PARTS = (layout.OBJECTS, layout.STREAMS, layout.IMAGES, layout.STREAM_REFS, layout.IMAGE_REFS, layout.STATE)
-_META = "meta.json"
+_OBJECT_PATHS = f"{layout.OBJECTS}/"
+_FILE = os.O_RDONLY | os.O_NONBLOCK
 _MAX_META = 1 << 20
 _MOUNTED_READ_ONLY = "the file system is mounted read-only"
-
-
-class Repository:
-    """The way in: ``Repository.open(path)`` to read, ``Repository.open(path, write=True)`` to write."""
-
-    @overload
-    @staticmethod
-    def open(path: str | os.PathLike[str], *, write: Literal[False] = False) -> ReadRepo: ...
-    @overload
-    @staticmethod
-    def open(path: str | os.PathLike[str], *, write: Literal[True]) -> WriteRepo: ...
-    @staticmethod
-    def open(path: str | os.PathLike[str], *, write: bool = False) -> ReadRepo:
-        """Open a repository.  Takes no lock and writes nothing.
-
-        Args:
-            path: of the repository directory.
-            write: whether a :class:`WriteRepo` is wanted.
-
-        Raises:
-            RepositoryNotFound: there is none at ``path``.
-            UnsupportedVersion, UnsupportedFeature: it was made by or for a newer program.
-            ReadOnlyRepository: ``write``, and it may only be read: an unknown read-only-compatible feature, or a file
-                system that is mounted read-only.
-            FormatError: ``meta.json`` makes no sense.
-            SystemFailure: the system refused, for example for lack of permission.
-        """
-        return (WriteRepo if write else ReadRepo)(os.fspath(path))
 
 
 class ReadRepo(Directory):
@@ -80,19 +46,28 @@ class ReadRepo(Directory):
         fd: descriptor of the repository directory; paths given to methods are relative to it.
         meta: what ``meta.json`` says, None where there is none (repositories older than composefs-rs 0.7).
         algorithm: of its objects.
+        distrusted: objects whose bytes are known to be wrong: they are as good as not there, and are stored again.
+        at_rest: the threads that know already whether another process changes refs: one has the lock of the writers, others
+            are within :func:`cfs_tags.repo.refs.read_at_once`.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int = -1) -> None:
         try:
-            super().__init__(path)
+            super().__init__(path, fd)
         except FileNotFoundError:
             raise RepositoryNotFound(path=path, reason="nothing is there") from None
         except NotADirectoryError:
             raise RepositoryNotFound(path=path, reason="it is not a directory") from None
         except OSError as error:
             raise SystemFailure.of(error, "open", path) from error
+        self._objects = -1
+        self._parents: dict[str, int] = {}
+        self.at_rest: set[int] = set()
+        self.distrusted: set[str] = set()
         try:
+            owners.refuse_foreign(os.fstat(self.fd), path)
             self._refuse_links()
+            self.hold_objects()
             self.meta = self._read_meta()
             self.algorithm = self.meta.algorithm if self.meta is not None else self._infer_algorithm()
             self._guarded: bool | None = None
@@ -100,29 +75,90 @@ class ReadRepo(Directory):
             self.close()
             raise
 
+    def close(self) -> None:
+        """Close the descriptors.  Harmless when repeated."""
+        while self._parents:
+            os.close(self._parents.popitem()[1])
+        if self._objects >= 0:
+            os.close(self._objects)
+            self._objects = -1
+        super().close()
+
+    def hold_objects(self) -> int:
+        """The descriptor of ``objects/``, opened once and held, for all that is done with objects; -1 where there is none."""
+        if self._objects < 0:
+            with suppress(OSError):  # the function that needs it says what is there instead
+                self._objects = beneath.open_at(self.fd, layout.OBJECTS, os.O_PATH | os.O_DIRECTORY)
+        return self._objects
+
+    def descriptor(self, path: str, flags: int = _FILE) -> int:
+        """A descriptor of what is at ``path``, for reading where ``flags`` say nothing else; raises as :meth:`status`."""
+        return beneath.open_at(*self.place(path), flags)
+
+    def status(self, path: str) -> os.stat_result:
+        """What the system says of what is at ``path``; of a link itself where it is one.
+
+        Raises:
+            OSError: as the system gives it.
+        """
+        return beneath.status(*self.place(path))
+
+    def place(self, path: str) -> tuple[int, str]:
+        """A descriptor that is held, and the path from there: for an object its directory, and its name alone.
+
+        Raises:
+            OSError: the directory of the object cannot be opened.
+        """
+        if self._objects < 0 or not path.startswith(_OBJECT_PATHS):
+            return self.fd, path
+        parent, slash, name = path[len(_OBJECT_PATHS) :].partition("/")
+        return (self.hold_parent(parent), name) if slash else (self._objects, parent)
+
+    def hold_parent(self, parent: str) -> int:
+        """The descriptor of ``objects/XX``, opened once and held: there may be a million objects, and 256 directories.
+
+        Raises:
+            OSError: there is no such directory.
+        """
+        fd = self._parents.get(parent)
+        return self._hold(parent, f"{_OBJECT_PATHS}{parent}") if fd is None else fd
+
+    def hold_directory(self, path: str) -> int:
+        """The descriptor of another directory, opened once and held, for callers that look at it many times.
+
+        Raises:
+            OSError: there is no such directory.
+        """
+        fd = self._parents.get(path)
+        return self._hold(path, path) if fd is None else fd
+
+    def _hold(self, key: str, path: str) -> int:
+        opened = beneath.open_at(self.fd, path, os.O_PATH | os.O_DIRECTORY)
+        fd = self._parents.setdefault(key, opened)
+        if fd != opened:  # another thread was faster
+            os.close(opened)
+        return fd
+
     # -- what kind of repository ---------------------------------------------------------------------------------------
 
     def _refuse_links(self) -> None:
-        # paths below these are given to the system whole: a link here would take every one of them elsewhere
+        # reported at once for all of them; what is put there later is refused when it is opened
         for path in _PARTS:
             try:
-                mode = os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode
+                mode = self.status(path).st_mode
             except OSError:
-                continue  # absent, or said where it is needed
+                continue  # absent, or reported where it is needed
             if stat.S_ISLNK(mode):
                 raise self._malformed(path, "a directory", "a link")
 
     def _read_meta(self) -> RepoMeta | None:
-        data = self.read_file(_META, _MAX_META)
+        data = self.read_file(layout.META, _MAX_META)
         if data is None:
             return None
         from cfs_tags.formats import repometa
 
-        try:
+        with about(f"{self.path}/{layout.META}"):
             return repometa.parse(data)
-        except FormatError as error:
-            error.path = f"{self.path}/{_META}"
-            raise
 
     def _infer_algorithm(self) -> Algorithm:
         # the way composefs-rs does it for repositories without meta.json: by the name of any object
@@ -177,25 +213,46 @@ class ReadRepo(Directory):
         """
         if self.is_directory("bootc") or self.sysroot is not None or self.names(layout.DEPLOYMENT_IMAGES):
             return True
-        return any(name.startswith(layout.DEPLOYED_TAG) for name in self.names(layout.SHARED_TAGS) or ())
+        return self.has_bootc_tags
+
+    @property
+    def has_bootc_tags(self) -> bool:
+        """Whether there are tags that bootc makes, one for each deployment."""
+        start = layout.encode_name(f"{BOOTC_TAG_PREFIX}sha256:")
+        return any(name.startswith(start) for name in self.names(layout.SHARED_TAGS) or ())
 
     @property
     def sysroot(self) -> str | None:
-        """The physical root whose ``composefs/`` this is, when ``state/deploy`` stands beside it; else None."""
-        return os.path.join(self.path, "..") if self.is_directory("../state/deploy") else None
+        """The physical root whose ``composefs/`` this is, when ``state/deploy`` stands beside it; else None.
+
+        Raises:
+            SystemFailure: the system would not say.
+        """
+        try:
+            beside = os.stat(f"../{STATE_DEPLOY}", dir_fd=self.fd)
+        except OSError as error:
+            if error.errno in (
+                errno.ENOENT,
+                errno.ENOTDIR,
+                errno.ELOOP,
+                errno.EACCES,
+            ):  # what this user may not see is not its host
+                return None
+            raise SystemFailure.of(error, "look at", self._shown(f"../{STATE_DEPLOY}")) from error
+        return os.path.join(self.path, "..") if stat.S_ISDIR(beside.st_mode) else None
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def locked(self, mode: Mode = "shared", timeout: float = DEFAULT_TIMEOUT) -> Iterator[None]:
-        """Hold the repository lock for the block: ``shared`` keeps collectors out, ``exclusive`` everybody.
+        """Hold the repository lock for the block: ``shared`` keeps collectors out, ``exclusive`` all other processes.
 
         Args:
             mode: ``shared`` or ``exclusive``.
             timeout: seconds to wait.
 
         Raises:
-            LockTimeout: not to be had in time; names the holders.
+            LockTimeout: other processes held it until the time was over; names them.
             LockConflict: this process has it in a mode that excludes the wanted one.
         """
         with Lock.of(self.fd, ".", self.path).hold(mode, self.fd, ".", timeout):
@@ -205,7 +262,7 @@ class ReadRepo(Directory):
 
     def has_object(self, object_id: ObjectId) -> bool:
         """Whether the object is there."""
-        return self.is_file(layout.object_path(object_id))
+        return object_id not in self.distrusted and self.is_file(layout.object_path(object_id))
 
     def read_object(self, object_id: ObjectId, limit: int, needed_by: str) -> bytes:
         """The bytes of an object.  They are not measured: that is what ``fsck`` does.
@@ -219,7 +276,7 @@ class ReadRepo(Directory):
             MissingObject: it is not there.
             FormatError: it is larger than ``limit``, or no file.
         """
-        data = self.read_file(layout.object_path(object_id), limit)
+        data = self.read_file(layout.object_path(object_id), limit) if object_id not in self.distrusted else None
         if data is None:
             raise MissingObject(object=object_id, needed_by=needed_by)
         return data
@@ -227,10 +284,42 @@ class ReadRepo(Directory):
     def open_object(self, object_id: ObjectId, needed_by: str) -> int:
         """A descriptor of an object, to be closed by the caller.  Raises as :meth:`read_object`."""
         path = layout.object_path(object_id)
-        fd = self.open_file(path)
+        fd = self.open_file(path) if object_id not in self.distrusted else None
         if fd is None:
             raise MissingObject(object=object_id, needed_by=needed_by)
         return fd
+
+    @contextmanager
+    def map(self, object_id: ObjectId, needed_by: str, *, cut: bool = False) -> Iterator[mmap | bytes]:
+        """The bytes of a splitstream or EROFS image for the block, mapped: nothing is copied.
+
+        A FormatError that is raised in the block gets the path of the object, if it has none.
+
+        Args:
+            object_id: which.
+            needed_by: what names the object, for the error.
+            cut: of an object with more bytes than any splitstream or image, map the first ones.
+
+        Raises:
+            MissingObject: it is not there.
+            FormatError: it is no file, or has too many bytes and ``cut`` was not asked for.
+            SystemFailure: the system refused, or could not read a block.
+        """
+        path = self._shown(layout.object_path(object_id))
+        fd = self.open_object(object_id, needed_by)
+        with about(path):
+            try:
+                data = verity.map_file(fd, cut=cut) if os.fstat(fd).st_size else b""
+            except OSError as error:
+                raise SystemFailure.of(error, "read", path) from error
+            finally:
+                os.close(fd)
+            try:
+                yield data
+            finally:
+                if not isinstance(data, bytes):
+                    with suppress(BufferError):  # a traceback still has a view: the mapping goes with it
+                        data.close()
 
     def stream_object(self, content_id: ContentId) -> ObjectId | None:
         """The object of a splitstream, by its link in ``streams/``; None where there is no such link.
@@ -262,11 +351,8 @@ class ReadRepo(Directory):
         from cfs_tags.formats import splitstream
 
         data = self.read_object(object_id, MAX_JSON_OBJECT, needed_by)
-        try:
+        with about(self._shown(layout.object_path(object_id))):
             return splitstream.parse(data, self.algorithm)
-        except FormatError as error:
-            error.path = self._shown(layout.object_path(object_id))
-            raise
 
     def sole_content(self, stream: SplitStream, needed_by: str) -> bytes:
         """The bytes that a manifest, config or blob stream stands for: those of its only external object.
@@ -281,121 +367,101 @@ class ReadRepo(Directory):
 
 
 class WriteRepo(ReadRepo):
-    """A repository that may be written.  What changes refs is in ``repo/transactions.py``; this adds content."""
+    """A repository that may be written.  What changes refs is in ``repo/transaction/run.py``, what adds
+    content in ``repo/object_store.py``.
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
+    Attributes:
+        recovered: what interrupted writers had left, and was finished or taken back while this was open, in order.
+        hindrance: with ``dry_run``, why the system would not let this process write, None where it would.
+
+    Args:
+        path: of the repository directory.
+        fd: a descriptor of it, or -1.
+        dry_run: changes are only planned: reading is enough.
+    """
+
+    def __init__(self, path: str, fd: int = -1, *, dry_run: bool = False) -> None:
+        super().__init__(path, fd)
+        self.hindrance: CfsTagsError | None = None
         try:
-            self._refuse_read_only()
-            self.owner = self._foreign_owner()
+            self._refuse_read_only(dry_run=dry_run)
+            for place, found in owners.directories(self):
+                shown = self.path if place == "." else self._shown(place)
+                owners.refuse_strangers(found, shown)
+                if dry_run and self.hindrance is None and not self._may_write(place):
+                    denied = OSError(errno.EACCES, os.strerror(errno.EACCES))
+                    self.hindrance = SystemFailure.of(denied, "write in", shown)
+            self.recovered: list[CfsTagsError] = []
         except BaseException:
             self.close()
             raise
 
-    def _refuse_read_only(self) -> None:
+    def _may_write(self, place: str) -> bool:
+        return os.access(place, os.W_OK | os.X_OK, dir_fd=self.fd, effective_ids=True)
+
+    def _refuse_read_only(self, *, dry_run: bool) -> None:
         if self.meta is not None and self.meta.unknown_read_only:
             features = ", ".join(self.meta.unknown_read_only)
-            raise ReadOnlyRepository(path=self.path, reason=f"this program may not write with the feature {features}")
+            raise RefusedError(
+                "read-only-repository", path=self.path, reason=f"this program may not write with the feature {features}"
+            )
         if os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
-            raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY)
+            error = RefusedError("read-only-repository", path=self.path, reason=_MOUNTED_READ_ONLY)
+            if not dry_run:
+                raise error
+            self.hindrance = error
 
-    def _foreign_owner(self) -> fsops.Owner | None:
-        # what root makes in a user's repository must stay the user's to change
-        status = os.fstat(self.fd)
-        if os.geteuid() == 0 and (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-            return status.st_uid, status.st_gid
-        return None
+    def set_aside(self, path: str) -> None:
+        """Move a file of our state that this program did not write, or cannot read, to a place where ``fsck`` names it.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
+        _, kind, name = path.split("/")
+        place = f"{layout.QUARANTINE}/{kind}-{name}-{os.urandom(4).hex()}"
+        self.make_directories(layout.QUARANTINE)
+        try:
+            fsops.rename(self.fd, path, place)
+            fsops.sync(self.fd, layout.QUARANTINE)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SystemFailure.of(error, "set aside", os.path.join(self.path, path)) from error
 
     def make_directories(self, path: str) -> None:
         """Make a directory of the repository and its parents, and have their names on disk.
 
         Raises:
             FormatError: something else is in the place of one of them; a link, above all, is not followed.
-            ReadOnlyRepository, SystemFailure: the system refused.
+            RefusedError (open-to-others, foreign-owner): others can write one of them.
+            RefusedError (read-only-repository), SystemFailure: the system refused.
         """
-        parent, _, _ = path.rpartition("/")
-        if parent:
-            self.make_directories(parent)
-        if self.is_directory(path):
-            return
-        try:
-            if fsops.make_directory(self.fd, path, self.owner):
-                fsops.sync(self.fd, parent or ".")
-            elif not self.is_directory(path):
-                raise self._malformed(path, "a directory", self._kind(path))
-        except OSError as error:
-            if error.errno == errno.EROFS:
-                raise ReadOnlyRepository(path=self.path, reason=_MOUNTED_READ_ONLY) from error
-            raise SystemFailure.of(error, "make", self._shown(path)) from error
+        parts = path.split("/")
+        for number in range(1, len(parts) + 1):
+            place = "/".join(parts[:number])
+            try:
+                try:
+                    found = self.status(place)
+                except FileNotFoundError:
+                    fsops.make_directory(self.fd, place)
+                    fsops.sync(self.fd, "/".join(parts[: number - 1]) or ".")
+                    found = self.status(place)
+            except OSError as error:
+                if error.errno == errno.EROFS:
+                    raise RefusedError("read-only-repository", path=self.path, reason=_MOUNTED_READ_ONLY) from error
+                raise SystemFailure.of(error, "make", self._shown(place)) from error
+            if not stat.S_ISDIR(found.st_mode):
+                raise self._malformed(place, "a directory", self._kind(place))
+            owners.refuse_strangers(found, self._shown(place))
 
-    def write_meta(self) -> bool:
-        """Make ``meta.json`` where there is none, as cfsctl does whenever it opens such a repository.
-
-        Objects are all that tells the algorithm then: it comes before the first of them goes.
-
-        Returns:
-            whether there was none; it is on disk now.
+    def reload_meta(self) -> None:
+        """Read ``meta.json`` again, which was made just now.
 
         Raises:
-            SystemFailure: the system refused.
-            ReadOnlyRepository, FormatError: somebody else made one meanwhile that does not fit.
+            RefusedError (read-only-repository), FormatError: another process was faster, and made one that does not fit.
         """
-        if self.meta is not None:
-            return False
-        from cfs_tags.formats import repometa
-        from cfs_tags.repo.objects import ObjectStore
-
-        store = ObjectStore(self)
-        try:
-            fd = store.open_unnamed()
-            try:
-                fsops.write(fd, repometa.render(repometa.fresh(self.algorithm)))
-                fd = store.sealed(fd)
-                if self.is_secure:
-                    fsops.enable_verity(fd, self.algorithm.number)
-                fsops.sync_filesystem(fd)  # an empty one after a crash would be worse than none
-                made = fsops.adopt_object(fd, self.fd, _META)
-            finally:
-                os.close(fd)
-            fsops.sync(self.fd)
-        except OSError as error:
-            raise SystemFailure.of(error, "write", self._shown(_META)) from error
         self.meta = self._read_meta()
         if self.meta is None or self.meta.algorithm is not self.algorithm:
             found = "nothing" if self.meta is None else self.meta.algorithm.value
-            raise self._malformed(_META, self.algorithm.value, found)
-        self._refuse_read_only()
-        return made
-
-    def add_object(self, data: bytes) -> ObjectId:
-        """Store bytes, named by their fs-verity digest.  Not synced: :meth:`add_stream` does that for all before it.
-
-        Raises:
-            SystemFailure: the system refused; nothing is named then.
-            FormatError: something else than a file has the place of the object.
-        """
-        from cfs_tags.repo.objects import ObjectStore
-
-        return ObjectStore(self).add(data)
-
-    def add_stream(self, content_id: ContentId, data: bytes) -> ObjectId:
-        """Store a splitstream and give it its name in ``streams/``, after everything it names is on disk.
-
-        Returns:
-            the object of the splitstream: the one that was there already where the name is taken.
-        """
-        found = self.stream_object(content_id)
-        if found is not None:
-            return found
-        object_id = self.add_object(data)
-        path = f"{layout.STREAMS}/{content_id}"
-        self.make_directories(layout.STREAMS)
-        try:
-            fsops.sync_filesystem(self.fd)
-            fsops.make_link(self.fd, path, layout.object_link(object_id))
-            fsops.sync(self.fd, layout.STREAMS)
-        except FileExistsError:
-            return self.stream_object(content_id) or object_id
-        except OSError as error:
-            raise SystemFailure.of(error, "write", self._shown(path)) from error
-        return object_id
+            raise self._malformed(layout.META, self.algorithm.value, found)
+        self._refuse_read_only(dry_run=False)

@@ -22,10 +22,11 @@ from typing import Any
 import pytest
 
 from cfs_tags import Repository
-from cfs_tags.apps import exporting
-from cfs_tags.apps.plain import ORIGINAL_DIGEST
-from cfs_tags.apps.workplace import run
-from cfs_tags.errors import DigestMismatch, FormatError, InvalidArgument, LockTimeout, MissingObject, TagNotFound, TargetExists
+from cfs_tags.apps.exporting import export
+from cfs_tags.apps.manifests import ORIGINAL_DIGEST
+from cfs_tags.apps.workdir import run
+from cfs_tags.errors import FormatError, LockTimeout, MissingObject, TagNotFound
+from cfs_tags.formats.oci import LAYOUT
 from cfs_tags.values import ContentId, Digest
 from support import tars
 from support.handmade import REFUSED, TARS
@@ -50,6 +51,7 @@ from support.images import (
 from support.importing import export_image, import_image
 from support.interrupt import count_calls, every_stop, torn_after
 from support.peers import clean_environment, find_peer
+from support.raising import raises
 from support.trees import Node, tree
 
 NewRepo = Callable[..., Path]
@@ -297,7 +299,7 @@ def test_a_layout_is_added_to_and_a_name_in_it_moves(repo: Path, tmp_path: Path)
 def test_an_archive_that_exists_and_a_directory_that_is_no_layout_stay_as_they_are(repo: Path, tmp_path: Path) -> None:
     import_image(repo, app_image(tmp_path / "layout", "app").source)
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(TargetExists):
+    with raises("target-exists"):
         export_image(repo, "app", f"oci-archive:{tmp_path}/file")
     other = tmp_path / "other"
     other.mkdir()
@@ -306,11 +308,70 @@ def test_an_archive_that_exists_and_a_directory_that_is_no_layout_stay_as_they_a
         export_image(repo, "app", f"oci:{other}")
     assert (tmp_path / "file").read_bytes() == (other / "mine").read_bytes() == b"mine"
     assert [path.name for path in other.iterdir()] == ["mine"]
-    with pytest.raises(InvalidArgument):
+    with raises("invalid-argument"):
         export_image(repo, "app", "nowhere")
     with pytest.raises(TagNotFound):
         export_image(repo, "absent", f"oci:{tmp_path}/absent")
     assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize(
+    "left", [b"", b'{"imageLayoutVersion"', b'{"imageLayoutVersion": "1.', b"\0" * 30, LAYOUT[:9] + b"\0" * 9]
+)
+@pytest.mark.parametrize("had_one", [False, True])
+def test_a_layout_whose_mark_was_cut_short_gets_it_again(repo: Path, tmp_path: Path, left: bytes, had_one: bool) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out = tmp_path / "out"
+    if had_one:
+        export_image(repo, "app", f"oci:{out}:first")
+    out.mkdir(exist_ok=True)
+    (out / "oci-layout").write_bytes(left)
+
+    export_image(repo, "app", f"oci:{out}:app")
+
+    assert (out / "oci-layout").read_bytes() == LAYOUT
+    assert manifest_of(out)["digest"]
+    assert not had_one or manifest_of(out, "first")
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [b"[]", b"{}", b'{"imageLayoutVersion":1}', b'{"imageLayoutVersion":"2.0.0"}', LAYOUT + b"{", b"mine", b"x" * 70_000],
+)
+def test_a_layout_whose_mark_is_something_else_is_left_alone_and_the_file_is_named(
+    repo: Path, tmp_path: Path, left: bytes
+) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "oci-layout").write_bytes(left)
+
+    with raises("target-damaged") as raised:
+        export_image(repo, "app", f"oci:{out}:app")
+
+    assert raised.value.facts()["path"] == str(out / "oci-layout")
+    assert os.listdir(out) == ["oci-layout"]
+    assert (out / "oci-layout").read_bytes() == left
+
+
+def test_a_mark_with_spaces_and_more_fields_is_left_as_it_is(repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out = tmp_path / "out"
+    out.mkdir()
+    for mark in (b'{ "imageLayoutVersion": "1.0.0" }\n', b'{"imageLayoutVersion":"1.0.0","more":[]}'):
+        (out / "oci-layout").write_bytes(mark)
+        export_image(repo, "app", f"oci:{out}:app")
+        assert (out / "oci-layout").read_bytes() == mark
+
+
+def test_what_a_killed_export_left_of_an_index_goes_with_the_next(repo: Path, tmp_path: Path) -> None:
+    import_image(repo, app_image(tmp_path / "layout", "app").source)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".index-new").write_bytes(b'{"schemaVersion":2')
+    export_image(repo, "app", f"oci:{out}:app")
+    assert sorted(os.listdir(out)) == ["blobs", "index.json", "oci-layout"]
 
 
 def test_a_damaged_layer_is_not_exported(repo: Path, tmp_path: Path) -> None:
@@ -320,7 +381,7 @@ def test_a_damaged_layer_is_not_exported(repo: Path, tmp_path: Path) -> None:
     data = large.read_bytes()
     large.write_bytes(data[:-1] + b"!")
     for compression in COMPRESSIONS:
-        with pytest.raises(DigestMismatch):
+        with raises("digest-mismatch"):
             export_image(repo, "app", f"oci:{tmp_path}/{compression}:app", compression)
     large.write_bytes(data[:-1])
     with pytest.raises(FormatError):
@@ -442,7 +503,7 @@ def test_exports_into_one_layout_at_the_same_time_are_all_named(repo: Path, tmp_
         assert manifest_of(out, name)
 
 
-def test_a_layout_whose_index_somebody_else_keeps_locked_is_waited_for_with_a_deadline(repo: Path, tmp_path: Path) -> None:
+def test_a_layout_that_another_process_has_locked_is_waited_for_with_a_deadline(repo: Path, tmp_path: Path) -> None:
     import_image(repo, app_image(tmp_path / "layout", "app").source)
     out = tmp_path / "out"
     out.mkdir()
@@ -469,7 +530,7 @@ def test_the_repository_is_free_while_skopeo_uploads(
             os.close(fd)
         return run(program, *words)
 
-    monkeypatch.setattr(exporting, "run", upload)
+    monkeypatch.setattr(export, "run", upload)
     export_image(repo, "app", f"dir:{tmp_path}/dir")
     assert free == [True]
     assert (tmp_path / "dir/manifest.json").exists()

@@ -8,29 +8,30 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cfs_tags import Repository, gc, tagging, tags
-from cfs_tags.apps import importing, layerbuild, platforms, tarstream
-from cfs_tags.apps.importing import Options, documents
-from cfs_tags.apps.served import Catalog, Manifest
-from cfs_tags.errors import (
-    AmbiguousName,
-    DigestMismatch,
-    FormatError,
-    InvalidArgument,
-    PlatformNotFound,
-    SourceNotFound,
-    TagExists,
-)
+from cfs_tags import Repository, gc
+from cfs_tags.apps import layer_tar, platforms
+from cfs_tags.apps.importing.choose import DEFAULT_LIMIT, Options
+from cfs_tags.apps.importing.layer import LayerBuilder
+from cfs_tags.apps.importing.source.layout import LayoutSource
+from cfs_tags.errors import FormatError, PlatformNotFound, SourceNotFound
+from cfs_tags.formats import splitstream, splitwriter, tarlayer
 from cfs_tags.fsck.check import fsck
+from cfs_tags.registry.catalog import Catalog
+from cfs_tags.registry.images import Manifest
 from cfs_tags.repo import refs
+from cfs_tags.repo.object_store import ObjectStore
+from cfs_tags.repo.transaction.change import Note
+from cfs_tags.tags import history, rows
+from cfs_tags.tags.names import resolve
 from cfs_tags.values import ContentId, Digest
-from support import tars
+from support import tagging, tars
 from support.handmade import BIG, CFSCTL_CANNOT_MAKE_AN_IMAGE_OF, REFUSED, TARS, everything
 from support.images import (
     Image,
@@ -54,6 +55,7 @@ from support.images import (
 from support.importing import export_image, import_image
 from support.interrupt import every_stop, failed_after, kill_after, torn_after
 from support.peers import Cfsctl
+from support.raising import raises
 from support.trees import tree
 
 NewRepo = Callable[..., Path]
@@ -155,7 +157,7 @@ def test_a_file_beyond_8_gib_is_cut_where_its_header_says(pax_header: bool) -> N
     """Without its content: of that only a view of one block is given out, again and again."""
     from collections.abc import Iterator
 
-    from cfs_tags.apps import tarsplit
+    from cfs_tags.formats import tarlayer
 
     size = (9 << 30) + 1
     block = bytes(1 << 20)
@@ -193,7 +195,7 @@ def test_a_file_beyond_8_gib_is_cut_where_its_header_says(pax_header: bool) -> N
             self.seen.append(-1)
 
     sink = Sink()
-    tarsplit.split(chunks(), sink)
+    tarlayer.split(chunks(), sink)
     assert sink.seen == [size, -1]
     assert sink.large == size
     assert sink.kept == len(start) + -size % 512 + len(tars.END)
@@ -202,7 +204,7 @@ def test_a_file_beyond_8_gib_is_cut_where_its_header_says(pax_header: bool) -> N
 @pytest.mark.parametrize("what", ["each kind of entry", "long name and long target", "hidden in many inline bytes"])
 @pytest.mark.parametrize("size", [1, 511, 513, 100_000])
 def test_where_a_tar_is_cut_does_not_depend_on_how_it_is_read(what: str, size: int) -> None:
-    from cfs_tags.apps import tarsplit
+    from cfs_tags.formats import tarlayer
 
     data = TARS[what]
     if what.startswith("hidden") and size == 1:
@@ -230,8 +232,8 @@ def test_where_a_tar_is_cut_does_not_depend_on_how_it_is_read(what: str, size: i
         def end(self) -> None: ...
 
     whole, cut = Sink(), Sink()
-    tarsplit.split(iter([data]), whole)
-    tarsplit.split((data[i : i + size] for i in range(0, len(data), size)), cut)
+    tarlayer.split(iter([data]), whole)
+    tarlayer.split((data[i : i + size] for i in range(0, len(data), size)), cut)
     assert cut.parts == whole.parts
     assert b"".join(part for _, part in whole.parts) == data
 
@@ -255,17 +257,17 @@ def test_each_compression_gives_the_same_streams_with_one_process_and_with_two(
     check_image(cfsctl, ours, image)
 
 
-def test_digests_that_are_put_aside_make_no_difference(
-    new_repo: NewRepo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_digests_that_are_put_aside_make_no_difference(new_repo: NewRepo, tmp_path: Path) -> None:
     entries = [file(f"usr/{n}", random_bytes(str(n % 500), 100 + n % 500)) for n in range(2000)]
-    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *entries], "none")])
+    layer = Layer([directory("usr"), *entries], "none")
     found = []
     for size in (64, 64 * 300, 8 << 20):
-        monkeypatch.setattr(layerbuild, "_LONG_TABLE", size)
-        repo = new_repo(tmp_path / f"{size}")
-        import_image(repo, image.source)
-        found.append(tree(repo, ("cfs-tags",)))
+        path = new_repo(tmp_path / f"{size}")
+        with Repository.open(path, write=True) as repo, closing(LayerBuilder(repo, ObjectStore(repo), None, size)) as builder:
+            tarlayer.split(iter([layer.tar]), builder)
+            stream = builder.finish()
+            assert b"".join(layer_tar.blocks(repo, stream)) == layer.tar
+        found.append(tree(path, ("cfs-tags",)))
     assert found[0] == found[1] == found[2]
 
 
@@ -354,7 +356,7 @@ def test_a_layer_is_read_where_no_manifest_says_that_its_blob_stands_for_what_is
     blob = tmp_path / "layout/blobs/sha256" / packed.digest.removeprefix("sha256:")
     good = blob.read_bytes()
     blob.write_bytes(bytes(len(good)))
-    with pytest.raises(DigestMismatch):
+    with raises("digest-mismatch"):
         import_image(repo, again.source, "again")
     blob.write_bytes(good)
     done = import_image(repo, again.source, "again")
@@ -392,7 +394,7 @@ def test_an_image_without_usr_or_without_an_end_is_imported_and_its_tag_private_
     for text, name in ((static_image(tmp_path / "layout").source, "static"), (cut, "cut")):
         import_image(repo, text, name)
         with Repository.open(repo) as opened:
-            found = tags.find(opened, name)
+            found = rows.find(opened, name)
         assert found is not None
         assert (found.home, found.problem) == ("private", None)
     cfsctl.assert_healthy(repo)
@@ -403,9 +405,9 @@ def test_an_image_without_usr_or_without_an_end_is_imported_and_its_tag_private_
 
 def test_the_reflog_remembers_source_and_digest(repo: Path, tmp_path: Path) -> None:
     image = app_image(tmp_path / "layout", "app")
-    import_image(repo, image.source, note=refs.Note("because"))
+    import_image(repo, image.source, note=Note("because"))
     with Repository.open(repo) as opened:
-        (line,) = tags.log(opened, "app")
+        (line,) = history.log(opened, "app")
     assert line.entry.reason == f"because (import {image.source} {image.manifest_digest})"
 
 
@@ -417,14 +419,14 @@ def test_of_an_index_the_reflog_remembers_the_digest_that_the_source_goes_by(rep
     done = import_image(repo, source, "all", Options(all_platforms=True))
     with Repository.open(repo) as opened:
         for name in ("one", *dict(done.plan.names)):
-            assert tags.log(opened, name)[0].entry.reason == f"import {source} {digest}"
+            assert history.log(opened, name)[0].entry.reason == f"import {source} {digest}"
 
 
 def test_a_tag_that_names_something_else_stays_unless_forced_and_nothing_is_read_for_it(repo: Path, tmp_path: Path) -> None:
     import_image(repo, app_image(tmp_path / "layout", "one").source, "app")
     other = app_image(tmp_path / "layout", "two")
     before = tree(repo)
-    with pytest.raises(TagExists):
+    with raises("tag-exists"):
         import_image(repo, other.source, "app")
     assert tree(repo) == before
     done = import_image(repo, other.source, "app", Options(force=True))
@@ -436,10 +438,10 @@ def test_the_name_of_a_lease_whose_time_is_over_is_free(repo: Path, tmp_path: Pa
     import_image(repo, one.source, "one")
     for image in (two, one):
         with Repository.open(repo, write=True) as opened:
-            tagging.create(opened, "app", f"@{one.manifest_digest}", expires=tagging.expiry(-1), force=True)
+            tagging.create(opened, "app", f"@{one.manifest_digest}", expires=rows.expiry(-1), force=True)
         import_image(repo, image.source, "app")
         with Repository.open(repo) as opened:
-            assert tags.resolve(opened, "app") == image.manifest_digest
+            assert resolve(opened, "app") == image.manifest_digest
         assert not any("/leases/" in path for path in all_refs(repo))
 
 
@@ -447,7 +449,7 @@ def test_without_a_name_the_tag_is_called_what_the_source_calls_it(repo: Path, t
     image = app_image(tmp_path / "layout", "quay.io/org/app:1")
     assert [name for name, _ in import_image(repo, f"oci:{image.layout}", None).plan.names] == ["quay.io/org/app:1"]
     app_image(tmp_path / "layout", "other")
-    with pytest.raises(AmbiguousName) as caught:
+    with raises("ambiguous-name") as caught:
         import_image(repo, f"oci:{image.layout}", None)
     assert set(caught.value.candidates) == {"quay.io/org/app:1", "other"}
     with pytest.raises(SourceNotFound) as missing:
@@ -510,7 +512,7 @@ def test_all_platforms_and_the_index_are_kept_in_one_transaction(cfsctl: Cfsctl,
     assert all_refs(repo)[path] == f"../../../oci-blob-{digest}"
     assert json.loads(stream_bytes(cfsctl, repo, f"oci-blob-{digest}"))["manifests"]
     with Repository.open(repo) as opened:
-        transactions = {tags.log(opened, name)[0].entry.transaction for name in dict(done.plan.names)}
+        transactions = {history.log(opened, name)[0].entry.transaction for name in dict(done.plan.names)}
     assert len(transactions) == 1
     cfsctl.assert_healthy(repo)
     before = tree(repo, ("cfs-tags",))
@@ -575,13 +577,13 @@ def test_however_often_an_index_names_an_image_it_is_read_once(
     image = next(iter(images.values()))
     add_index(tmp_path / "layout", "wide", [dict(image.descriptor)] * 500)
     read: list[str] = []
-    plain = documents.read_document
+    plain = LayoutSource.open
 
-    def counted(source: Any, descriptor: Any) -> bytes:
-        read.append(descriptor.digest)
-        return plain(source, descriptor)
+    def counted(source: LayoutSource, digest: Digest) -> Any:
+        read.append(digest)
+        return plain(source, digest)
 
-    monkeypatch.setattr(documents, "read_document", counted)
+    monkeypatch.setattr(LayoutSource, "open", counted)
     import_image(repo, f"oci:{tmp_path / 'layout'}:wide", "app")
     assert read.count(image.manifest_digest) < 5
     add_index(tmp_path / "layout", "wider", [dict(image.descriptor)] * 1001)
@@ -645,7 +647,7 @@ def test_a_kept_index_is_no_target_of_a_tag(repo: Path, tmp_path: Path, capsys: 
 def test_a_single_image_has_neither_platforms_nor_an_index(repo: Path, tmp_path: Path) -> None:
     image = app_image(tmp_path / "layout", "app")
     for options in (Options(all_platforms=True), Options(keep_index=True)):
-        with pytest.raises(InvalidArgument):
+        with raises("invalid-argument"):
             import_image(repo, image.source, "x", options)
 
 
@@ -666,7 +668,7 @@ def test_artifacts_come_with_their_subject_and_stay_with_it(cfsctl: Cfsctl, repo
         (sbom.manifest_digest, signature.manifest_digest),
     }
     with Repository.open(repo) as opened:
-        assert tags.referrers(opened, Digest(image.manifest_digest)) == [sbom.manifest_digest]
+        assert rows.referrers(opened, Digest(image.manifest_digest)) == [sbom.manifest_digest]
     for artifact, parts in ((sbom, blobs), (signature, [("text/plain", b"signed")])):
         assert stream_bytes(cfsctl, repo, f"oci-manifest-{artifact.manifest_digest}") == artifact.manifest_bytes
         for (_, data), descriptor in zip(parts, artifact.manifest["layers"], strict=True):
@@ -719,7 +721,7 @@ def test_a_blob_of_an_artifact_is_never_taken_for_the_layer_of_an_image(
         healthy(cfsctl, repo)
 
 
-def test_a_layer_that_somebody_kept_as_a_blob_is_cut_and_the_blob_stays_for_those_who_name_it(
+def test_a_layer_stored_as_a_blob_by_another_program_is_cut_and_the_blob_stays(
     cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path
 ) -> None:
     """cfsctl keeps a layer by its media type alone, and under the same name."""
@@ -934,26 +936,53 @@ def test_a_stream_is_read_in_blocks_from_anywhere(repo: Path, tmp_path: Path) ->
     with Repository.open(repo) as opened:
         stream = opened.stream_object(ContentId.layer(Digest(layer.diff_id)))
         assert stream is not None
-        assert tarstream.layer_size(opened, stream) == len(layer.tar)
+        assert layer_tar.size(opened, stream) == len(layer.tar)
         for start in (0, 1, 511, 512, 1536, 100_000, 1_000_001, len(layer.tar) - 1, len(layer.tar), len(layer.tar) + 9):
-            found = list(tarstream.layer_chunks(opened, stream, start=start))
-            assert b"".join(found) == layer.tar[start:]
-            assert max(map(len, found), default=0) < 2 * tarstream.BLOCK_SIZE + (64 << 10)
+            for length in (None, 0, 1, 512, 513, 300_000, len(layer.tar), 2 * len(layer.tar)):
+                found = list(layer_tar.blocks(opened, stream, start=start, length=length))
+                assert b"".join(found) == (layer.tar[start:] if length is None else layer.tar[start:][:length])
+                assert {len(block) for block in found[:-1]} <= {layer_tar.BLOCK_SIZE}
+                assert all(0 < len(block) <= layer_tar.BLOCK_SIZE for block in found)
+
+
+def test_a_stream_of_empty_objects_is_refused_before_it_takes_hours(repo: Path) -> None:
+    with Repository.open(repo, write=True) as opened:
+        empty = ObjectStore(opened).add(b"")
+        writer = splitwriter.Writer(opened.algorithm, splitstream.CONTENT_TYPE_LAYER)
+        for _ in range(5000):
+            writer.add_external(empty, 0)
+        writer.add_inline(b"end")
+        stream = ObjectStore(opened).add(writer.finish())
+        with pytest.raises(FormatError, match="files"):
+            list(layer_tar.blocks(opened, stream))
+
+
+def test_parts_of_another_size_than_the_stream_says_are_refused(repo: Path) -> None:
+    with Repository.open(repo, write=True) as opened:
+        data = ObjectStore(opened).add(b"x" * 100)
+        for said, found in ((99, "more"), (101, "1 fewer")):
+            for inline in (b"", b"before"):
+                writer = splitwriter.Writer(opened.algorithm, splitstream.CONTENT_TYPE_LAYER)
+                writer.add_inline(inline)
+                writer.add_external(data, said)
+                stream = ObjectStore(opened).add(writer.finish())
+                with pytest.raises(FormatError, match=f"in all, found {found}"):
+                    list(layer_tar.blocks(opened, stream))
+                assert b"".join(layer_tar.blocks(opened, stream, length=90)) == (inline + b"x" * 100)[:90]
 
 
 def test_the_limit_of_a_layer_is_that_of_its_uncompressed_tar(repo: Path, tmp_path: Path) -> None:
     image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", bytes(1_000_000))])])
     size = len(image.layers[0].tar)
-    from cfs_tags.errors import LayerTooLarge
 
-    with pytest.raises(LayerTooLarge):
+    with raises("layer-too-large"):
         import_image(repo, image.source, "app", Options(limit=size - 1))
     assert all_refs(repo) == {}
     import_image(repo, image.source, "app", Options(limit=size))
 
 
 def test_default_limit_is_64_gib() -> None:
-    assert importing.DEFAULT_LIMIT == 64 << 30
+    assert DEFAULT_LIMIT == 64 << 30
 
 
 def test_pax_and_gnu_archives_of_tarfile(cfsctl: Cfsctl, new_repo: NewRepo, tmp_path: Path) -> None:

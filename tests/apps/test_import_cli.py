@@ -16,7 +16,9 @@ from unittest.mock import patch
 
 import pytest
 
+from cfs_tags.apps import workdir
 from cfs_tags.cli.main import main
+from cfs_tags.cli.progress import stoppable
 from cfs_tags.repo import fsops
 from cfs_tags.repo.store import WriteRepo
 from support.images import (
@@ -33,9 +35,10 @@ from support.images import (
     static_image,
 )
 from support.importing import import_image
+from support.interrupt import fail_after
 from support.peers import Cfsctl
 from support.serving import serving
-from support.trees import tree
+from support.trees import copy_tree, tree
 
 if TYPE_CHECKING:
     from apps.conftest import Run
@@ -215,7 +218,7 @@ def test_progress_is_shown_on_a_terminal(repo: Path, tmp_path: Path) -> None:
     os.close(master)
     assert done.returncode == 0, shown
     assert f" of {total / 2**20:.1f} MiB" in shown
-    assert shown.endswith("\r\x1b[K")
+    assert shown.endswith("\x1b[2K"), "and it is gone afterwards"
 
 
 def slow(directory: Path, program: str) -> Path:
@@ -276,6 +279,38 @@ def test_a_request_to_end_while_layers_are_read_ends_the_helper_too_and_leaves_g
     cfsctl.assert_healthy(repo)
 
 
+def test_a_killed_import_takes_its_second_process_along(repo: Path, tmp_path: Path) -> None:
+    files = [file(f"usr/{name}", b"%07d" % name * 700) for name in range(20_000)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
+    with start(repo, {}, "import", image.source, "app", group=True) as process:
+        until(lambda: sum(1 for _ in (repo / "objects").glob("*/*")) > 50)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait(20)
+    assert len(children) == (1 if len(os.sched_getaffinity(0)) > 1 else 0)
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_at_the_very_moment_when_a_program_starts_ends_it(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = slow(tmp_path / "bin", "skopeo")
+    start_child = subprocess.Popen
+
+    def interrupted(*arguments: Any, **keywords: Any) -> Any:
+        child = start_child(*arguments, **keywords)
+        until(pid.exists)
+        signal.raise_signal(number)
+        return child
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with stoppable(), pytest.raises(KeyboardInterrupt):
+        workdir.run(str(tmp_path / "bin/skopeo"))
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_a_request_to_end_while_an_archive_comes_in_leaves_nothing(cfsctl: Cfsctl, repo: Path, tmp_path: Path) -> None:
     image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), file("usr/f", bytes(70) * 100_000)], "none")])
     pipe = tmp_path / "pipe"
@@ -317,7 +352,7 @@ def test_an_interrupted_mountable_import_leaves_no_tag_and_the_next_one_removes_
 @pytest.mark.parametrize(
     ("program", "said"), [("skopeo", "connection refused"), ("cfsctl", "Error: it went wrong; 0: the cause")]
 )
-def test_what_another_program_says_is_told_with_its_cause(
+def test_the_error_of_another_program_is_shown_with_its_cause(
     skopeo: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
 ) -> None:
     words = ["import", "docker://127.0.0.1:1/" + "a" * 150, "app"]
@@ -459,3 +494,113 @@ def test_the_keys_of_podman_json_are_those_of_podman(podman: Path, run: Run, rep
     assert ours["Id"] == theirs["Id"]
     found: dict[str, Any] = theirs
     assert found["Digest"].startswith("sha256:")
+
+
+# -- what a stopped import leaves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_says_what_is_left_and_which_command_goes_on_and_which_clears(
+    processes: int,
+    run: Run,
+    cfsctl: Cfsctl,
+    repo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cfs_tags.apps.importing import layer
+
+    monkeypatch.setattr(layer, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
+    files = [file(f"usr/{name}", b"%07d" % name * 100) for name in range(40)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
+    words = ["--repo", str(repo), "import", image.source, "app"]
+    with fail_after(60):
+        assert main(words) == 1
+    said = capsys.readouterr().err
+    stored = list((repo / "objects").glob("*/*"))
+    size = sum(path.stat().st_size for path in stored)
+    assert 5 < len(stored) < 40
+    assert f"cannot store the image in {repo}: No space left on device\n" in said
+    assert "hint: make room, and import it again: what is stored is used\n" in said
+    assert f"warning: {len(stored)} objects ({size:,} bytes) are left in the repository, and nothing names them yet\n" in said
+    assert f"hint: the same command again goes on with them, and 'cfs-tag --repo {repo} gc' removes them\n" in said
+    assert "nothing was changed" not in said
+    before = {path.stat().st_ino for path in stored}
+    copy = copy_tree(repo, tmp_path / "copy")
+    assert main(["--repo", str(copy), "gc"]) == 0
+    assert list((copy / "objects").glob("*/*")) == []
+    run("import", image.source, "app")
+    assert before <= {path.stat().st_ino for path in (repo / "objects").glob("*/*")}
+    cfsctl.assert_healthy(repo)
+
+
+def test_content_that_an_import_leaves_is_reported_after_a_signal_and_a_wrong_digest(repo: Path, tmp_path: Path) -> None:
+    files = [file(f"usr/{name}", b"%07d" % name * 700) for name in range(20_000)]
+    image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
+    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "import", image.source, "app"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: sum(1 for _ in (repo / "objects").glob("*/*")) > 50)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    count = sum(1 for _ in (repo / "objects").glob("*/*"))
+    assert f"warning: {count:,} objects (" in said
+    blob = image.layout / "blobs" / image.layers[0].digest.replace(":", "/")
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 6
+    assert json.loads(done.stdout)["error"]["code"] == "digest-mismatch"
+    assert "are left in the repository" in done.stderr
+
+
+def test_an_import_that_left_no_content_reports_none(repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    app_image(tmp_path / "layout", "app")
+    assert main(["--repo", str(repo), "import", f"oci:{tmp_path}/layout:absent", "app"]) == 3
+    assert "are left in the repository" not in capsys.readouterr().err
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("quay.io/org/app:1", None),
+        ("app:latest", None),
+        ("docker://quay.io/org/app:1", None),
+        ("quay.io/Org/app:1", "a repository is lower-case letters, digits and single separators"),
+        ("quay.io//app:1", "a repository is lower-case letters, digits and single separators"),
+        ("app:", "a reference is up to 128 letters, digits, dots, dashes and underscores"),
+        ("my app", "a repository is lower-case letters, digits and single separators"),
+        ("localhost:5000/app:1", "a repository has no port"),
+        ("quay.io/org/app", "it has no tag, and they ask for quay.io/org/app:latest"),
+    ],
+)
+@pytest.mark.parametrize("command", ["create", "import"])
+def test_a_name_that_no_registry_client_can_pull_is_made_and_warned_of(
+    command: str, name: str, reason: str | None, run: Run, repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    import_image(repo, image.source, "there:1")
+    words = [command, name, "there:1"] if command == "create" else [command, image.source, name]
+    for more in (["--dry-run"], []):
+        assert main(["--repo", str(repo), *words, *more]) == 0
+        said = capsys.readouterr().err
+        assert said.count("warning") == (0 if reason is None else 1)
+        assert reason is None or f"registry clients do not pull '{name}' as it stands: {reason}\n" in said
+    assert main(["--repo", str(repo), *words]) == 0  # it is there now
+    assert "warning" not in capsys.readouterr().err
+    run("delete", name)
+    warnings = json.loads(run(*words, "--json"))["warnings"]
+    assert [(one["code"], one["facts"]) for one in warnings] == (
+        [] if reason is None else [("name-not-pullable", {"name": name, "reason": reason})]
+    )
+
+
+def test_names_of_other_owners_are_not_warned_of(
+    run: Run, repo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = app_image(tmp_path / "layout", "app")
+    run("import", image.source, f"localhost/bootc-{image.manifest_digest}", "--owner", "bootc")
+    assert "warning" not in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cfs_tags.apps import platforms
-from cfs_tags.formats import layout
+from cfs_tags.repo import layout
 from support.images import Image, Layer, app_image, base_layer, build_image, build_index, file
 from support.peers import Cfsctl
 from support.trees import tree

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from cfs_tags import Repository
-from cfs_tags.formats import layout
+from cfs_tags.repo import layout
 from cfs_tags.values import ContentId, Digest
 from support import tars
 from support.importing import export_image, import_image

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import Repository, tags
+from cfs_tags import Repository
 from cfs_tags.apps import platforms
-from cfs_tags.apps.importing import Options
-from cfs_tags.errors import AmbiguousName
+from cfs_tags.apps.importing.choose import Options
+from cfs_tags.tags import rows
 from cfs_tags.values import Digest
 from support.images import (
     INDEX_TYPE,
@@ -30,6 +30,7 @@ from support.images import (
 )
 from support.importing import import_image
 from support.peers import Cfsctl, clean_environment
+from support.raising import raises
 from support.serving import serving
 
 NAME = "quay.io/apps/multi:1"
@@ -107,7 +108,7 @@ def test_attestations_of_buildx_are_no_images_and_come_along_with_all_platforms(
     assert {name for name, _ in done.plan.names} == {NAME, *(f"{NAME}-linux-{name}" for name in images)}
     with Repository.open(repo) as opened:
         for name, image in images.items():
-            assert tags.referrers(opened, Digest(image.manifest_digest)) == [attestations[name]]
+            assert rows.referrers(opened, Digest(image.manifest_digest)) == [attestations[name]]
     cfsctl.assert_healthy(repo)
     cfsctl(repo, "--no-upgrade", "gc")
     with serving(repo) as served:
@@ -170,7 +171,7 @@ def test_an_image_of_podmans_storage_and_what_podman_saves(
         assert config_of(image.ref) == image.config_digest
     archive = f"{tmp_path}/saved.tar"
     run("save", "--quiet", "--multi-image-archive", "-o", archive, *(f"localhost/{image.ref}:1" for image in images))
-    with pytest.raises(AmbiguousName) as caught:
+    with raises("ambiguous-name") as caught:
         import_image(repo, f"docker-archive:{archive}", "saved")
     assert set(caught.value.candidates) == {"localhost/one:1", "localhost/two:1"}
     for number, image in enumerate(images):

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cfs_tags import Repository, binding, deploying, tagging, tags, usage
+from cfs_tags import Repository, df
 from cfs_tags.apps import platforms
-from cfs_tags.apps.importing import Options
+from cfs_tags.apps.importing.choose import Options
 from cfs_tags.cli.main import main
-from cfs_tags.deployments import list_deployments
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import quadlet
-from cfs_tags.repo import contents, reflog
-from cfs_tags.sysroot import Sysroot, SysrootView
+from cfs_tags.formats.boot import quadlet
+from cfs_tags.host import bound, refs
+from cfs_tags.host.rows import list_deployments
+from cfs_tags.host.sysroot import Sysroot, SysrootView
+from cfs_tags.repo import images, reflog
+from cfs_tags.tags import names
+from cfs_tags.tags.rows import list_tags
 from cfs_tags.values import DeploymentId
+from support import tagging
 from support.images import (
     Layer,
     app_image,
@@ -92,7 +96,7 @@ def view(sysroot: Path) -> SysrootView:
 def test_held_images_get_refs_and_the_others_are_named(host: tuple[Path, DeploymentId]) -> None:
     sysroot, name = host
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        made = binding.bind(repo, name)
+        made = bound.bind(repo, name)
         assert {(row.name, row.done) for row in made.rows} == {
             (WEB, "bound"),
             (DATABASE, "bound"),
@@ -101,9 +105,9 @@ def test_held_images_get_refs_and_the_others_are_named(host: tuple[Path, Deploym
             ("lost.image", "unreadable"),
         }
         held = {row.name: row.digest for row in made.rows if row.digest is not None}
-        assert held == {WEB: tags.resolve(repo, WEB), DATABASE: tags.resolve(repo, f"docker://{DATABASE}:latest")}
-        assert binding.bound_names(repo, name) == (DATABASE, WEB)
-        again = binding.bind(repo, name)
+        assert held == {WEB: names.resolve(repo, WEB), DATABASE: names.resolve(repo, f"docker://{DATABASE}:latest")}
+        assert bound.bound_names(repo, name) == (DATABASE, WEB)
+        again = bound.bind(repo, name)
         assert not again.changes
         assert {row.done for row in again.rows if row.digest is not None} == {"unchanged"}
 
@@ -112,14 +116,14 @@ def test_a_bound_image_outlives_its_tag_in_a_real_collection(host: tuple[Path, D
     sysroot, name = host
     where = sysroot / "composefs"
     with Repository.open(where, write=True) as repo:
-        digest = tags.resolve(repo, WEB)
-        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        digest = names.resolve(repo, WEB)
+        refs.create(repo, name, names.resolve(repo, "localhost/host"), bind=True)
     cfsctl(where, "oci", "untag", WEB)
     cfsctl(where, "gc")
     cfsctl.assert_healthy(where)
     with Repository.open(where) as repo:
-        assert tags.resolve(repo, f"@{digest}") == digest
-        assert WEB not in {tag.name for tag in tags.list_tags(repo)}
+        assert names.resolve(repo, f"@{digest}") == digest
+        assert WEB not in {tag.name for tag in list_tags(repo)}
         assert list_deployments(repo, view(sysroot))[0].bound == (DATABASE, WEB)
 
 
@@ -127,10 +131,10 @@ def test_binding_again_follows_a_tag_that_moved(host: tuple[Path, DeploymentId],
     sysroot, name = host
     where = sysroot / "composefs"
     with Repository.open(where, write=True) as repo:
-        binding.bind(repo, name)
-        other = tags.resolve(repo, f"docker://{DATABASE}:latest")
+        bound.bind(repo, name)
+        other = names.resolve(repo, f"docker://{DATABASE}:latest")
         cfsctl(where, "oci", "tag", other, WEB)
-        rows = {row.name: row for row in binding.bind(repo, name).rows}
+        rows = {row.name: row for row in bound.bind(repo, name).rows}
         assert rows[WEB].done == "moved"
         assert rows[WEB].digest == other
 
@@ -138,24 +142,24 @@ def test_binding_again_follows_a_tag_that_moved(host: tuple[Path, DeploymentId],
 def test_bound_refs_are_retired_with_their_deployment(host: tuple[Path, DeploymentId]) -> None:
     sysroot, name = host
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
-        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
+        refs.create(repo, name, names.resolve(repo, "localhost/host"), bind=True)
+        assert refs.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
         (sysroot / "state/deploy" / name).rmdir()
-        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
-        assert binding.bound_names(repo, name) == ()
+        assert refs.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
+        assert bound.bound_names(repo, name) == ()
 
 
 def test_bound_refs_alone_are_retired_with_their_deployment_too(host: tuple[Path, DeploymentId]) -> None:
     """``bind`` takes any deployment that there is; that bootc removed it before it had a ref must not keep its images."""
     sysroot, name = host
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        binding.bind(repo, name)
-        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
+        bound.bind(repo, name)
+        assert refs.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "kept"
         (sysroot / "state/deploy" / name).rmdir()
         (row,) = list_deployments(repo, view(sysroot))
         assert (row.id, row.state) == (name, "gone")
-        assert deploying.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
-        assert binding.bound_names(repo, name) == ()
+        assert refs.retire(repo, lambda: view(sysroot), grace=0).rows[0].done == "retired"
+        assert bound.bound_names(repo, name) == ()
         assert list_deployments(repo, view(sysroot)) == []
 
 
@@ -163,26 +167,38 @@ def test_bound_refs_of_a_deployment_that_was_not_seen_yet_have_the_grace_time(ho
     sysroot, name = host
     (sysroot / "state/deploy" / name).rmdir()
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        binding.bind(repo, name)
-        assert deploying.retire(repo, lambda: view(sysroot)).rows[0].done == "kept"
-        assert len(binding.bound_names(repo, name)) == 2
+        bound.bind(repo, name)
+        assert refs.retire(repo, lambda: view(sysroot)).rows[0].done == "kept"
+        assert len(bound.bound_names(repo, name)) == 2
 
 
 def test_what_goes_with_a_deployment_is_counted_with_it(host: tuple[Path, DeploymentId]) -> None:
     """Its three links and its bound images are one name for ``df``: retiring takes them together."""
     sysroot, name = host
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        refs.create(repo, name, names.resolve(repo, "localhost/host"), bind=True)
         tagging.delete(repo, ["localhost/host", WEB])
-        before = usage.measure(repo, [f"@deployment/{name}"])
+        before = df.measure(repo, [f"@deployment/{name}"])
         (sysroot / "state/deploy" / name).rmdir()
-        deploying.retire(repo, lambda: view(sysroot), grace=0)
-        after = usage.measure(repo)
+        refs.retire(repo, lambda: view(sysroot), grace=0)
+        after = df.measure(repo)
 
     (row,) = [row for row in before.rows if row.owner == "deployment"]
     assert row.name == f"@deployment/{name}"
     assert before.without == row.freed == after.dead.less(before.dead)
     assert after.live == before.live.less(row.freed)
+
+
+def test_the_ref_of_a_deployment_is_made_by_the_start_of_its_id_or_its_state(
+    host: tuple[Path, DeploymentId], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sysroot, name = host
+    create = ["--sysroot", str(sysroot), "create", "--dry-run"]
+    for words in ((name[:12],), (f"@deployment/{name[:12]}",), ("booted", "--booted", name[:12], "--esp", "none")):
+        assert main([*create, "--deployment", words[0], "localhost/host", "--bind", *words[1:]]) == 0
+        assert f"@deployment/{name}" in capsys.readouterr().out
+    assert main([*create, "x:1", "localhost/host", "--run", "none"]) == 2
+    assert "--run goes with --deployment" in capsys.readouterr().err
 
 
 def test_command_line_says_what_is_missing(host: tuple[Path, DeploymentId], capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,8 +253,8 @@ def test_an_odd_quadlet_is_one_marked_row_and_the_rest_is_bound(
     (sysroot / "state/deploy" / boot).mkdir(parents=True)
     assert main(["--sysroot", str(sysroot), "create", "--deployment", boot, "localhost/host", "--bind"]) == 0
     with Repository.open(repo) as opened:
-        assert binding.bound_names(opened, DeploymentId.parse(boot)) == (WEB,)
-        rows = binding.plan_bind(opened, DeploymentId.parse(boot)).rows
+        assert bound.bound_names(opened, DeploymentId.parse(boot)) == (WEB,)
+        rows = bound.plan_bind(opened, DeploymentId.parse(boot)).rows
     assert [(row.name, row.done) for row in rows] == [("odd.image", "unreadable"), (WEB, "unchanged")]
     assert (repo / "streams/refs/cfs-tags/deployments" / boot).is_symlink()
     assert "odd.image" in capsys.readouterr().out
@@ -251,15 +267,15 @@ def test_a_bound_image_whose_tag_went_is_unchanged_and_an_incomplete_one_is_miss
     sysroot, name = host
     where = sysroot / "composefs"
     with Repository.open(where, write=True) as repo:
-        binding.bind(repo, name)
-        digest = tags.resolve(repo, WEB)
+        bound.bind(repo, name)
+        digest = names.resolve(repo, WEB)
         cfsctl(where, "oci", "untag", WEB)
-        again = binding.bind(repo, name)
+        again = bound.bind(repo, name)
         assert not again.changes
         assert {row.name: (row.done, row.digest) for row in again.rows}[WEB] == ("unchanged", digest)
-        config = next(where.glob(f"streams/oci-config-{contents.load(repo, digest).manifest.config.digest}"))
+        config = next(where.glob(f"streams/oci-config-{images.load(repo, digest).manifest.config.digest}"))
         config.resolve().unlink()
-        row = next(row for row in binding.plan_bind(repo, name).rows if row.name == WEB)
+        row = next(row for row in bound.plan_bind(repo, name).rows if row.name == WEB)
         assert row.done == "missing"
 
 
@@ -277,19 +293,19 @@ def test_a_bound_image_may_go_by_the_digest_of_an_index_that_is_kept(
     options = Options(platform=platforms.parse("linux/s390x"), keep_index=True)
     import_image(sysroot / "composefs", source, "other", options)
     quadlets = [("one.image", lambda: f"[Image]\nImage=quay.io/x/y@{digest}\n".encode())]
-    monkeypatch.setattr(binding, "_quadlets", lambda repo, name: iter(quadlets))
+    monkeypatch.setattr(bound, "_quadlets", lambda repo, name: iter(quadlets))
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        (row,) = binding.bind(repo, name).rows
+        (row,) = bound.bind(repo, name).rows
         assert (row.done, row.digest) == ("bound", images["s390x"].manifest_digest)
         tagging.delete(repo, ["other"])
-        (row,) = binding.bind(repo, name).rows  # the index went with its tag; the image stays bound
+        (row,) = bound.bind(repo, name).rows  # the index went with its tag; the image stays bound
         assert (row.done, row.digest) == ("unchanged", images["s390x"].manifest_digest)
 
 
 def test_deployment_and_bound_refs_are_made_in_one_transaction(host: tuple[Path, DeploymentId]) -> None:
     sysroot, name = host
     with Repository.open(sysroot / "composefs", write=True) as repo:
-        deploying.create(repo, name, tags.resolve(repo, "localhost/host"), bind=True)
+        refs.create(repo, name, names.resolve(repo, "localhost/host"), bind=True)
         entries = [entry for entry in reflog.all_entries(repo).entries if f"/{name}" in entry.ref]
     assert {entry.ref.split("/")[3] for entry in entries} == {"deployments", "configs", "bound"}
     assert len(entries) == 5

@@ -48,15 +48,15 @@ def test_create_makes_a_shared_tag_that_cfsctl_reads(run: Run, repo: Path, web: 
 
 
 def test_create_says_in_json_what_it_did_and_to_which_refs(run: Run, web: str) -> None:
-    document = run("create", "a/b", WEB, "--json").json
+    document = run("create", "a/b:1", WEB, "--json").json
 
     assert document == {
         "schema": 1,
         "command": "create",
         "result": {
             "dry_run": False,
-            "tags": [{"name": "a/b", "done": "created", "old": None, "new": web, "home": "shared"}],
-            "changes": [{"ref": "streams/refs/oci/a%2Fb", "old": None, "new": f"../../oci-manifest-{web}"}],
+            "tags": [{"name": "a/b:1", "done": "created", "old": None, "new": web, "home": "shared"}],
+            "changes": [{"ref": "streams/refs/oci/a%2Fb:1", "old": None, "new": f"../../oci-manifest-{web}"}],
         },
         "warnings": [],
     }
@@ -334,6 +334,64 @@ def test_resolve_verity_is_the_object_that_the_stream_links_to(run: Run, repo: P
 # -- delete, rename, restore, trash, log -------------------------------------------------------------------------------
 
 
+def remaining(run: Run) -> set[str]:
+    return {row["name"] for row in run("list", "--all", "--json").result}
+
+
+@pytest.fixture
+def many(run: Run) -> set[str]:
+    """Names of tags, app-1 to app-3 among them, and one that looks like a pattern; all that there are."""
+    for name in ("app-1", "app-2", "app-3", "app-*", "other"):
+        run("create", name, WEB, ok=True)
+    return remaining(run)
+
+
+def test_a_pattern_deletes_the_tags_that_it_fits_only_with_yes(run: Run, many: set[str]) -> None:
+    refused = run("delete", "app-?", "other", "--json")
+    assert (refused.status, refused.json["error"]["code"]) == (2, "command-line")
+    assert "4 tags" in refused.json["error"]["message"]
+    assert remaining(run) == many
+
+    dry = run("delete", "app-[12]", "--dry-run", "--json").result
+    assert [tag["name"] for tag in dry["tags"]] == ["app-1", "app-2"]
+    assert remaining(run) == many
+
+    assert run("delete", "app-[12]", "other", "--yes", ok=True).lines[-1].startswith("deleted: other")
+    assert remaining(run) == many - {"app-1", "app-2", "other"}
+
+
+def test_a_tag_that_is_named_like_a_pattern_is_meant_alone(run: Run, many: set[str]) -> None:
+    run("delete", "app-*", ok=True)
+    assert remaining(run) == many - {"app-*"}
+
+
+def test_a_pattern_fits_tags_of_owners_that_were_named(run: Run, many: set[str]) -> None:
+    run("delete", "*", "--yes", ok=True)
+    left = {name for name in many if name.startswith(("localhost/bootc-", "@"))}
+    assert remaining(run) == left
+    assert left
+    assert run("delete", "localhost/*", "--yes", "--json").json["error"]["code"] == "tag-not-found"
+    run("delete", "localhost/*", "--yes", "--owner", "bootc", ok=True)
+    assert remaining(run) == {name for name in left if name.startswith("@")}
+
+
+def test_a_pattern_that_fits_nothing_is_not_found_unless_that_is_no_error(run: Run, many: set[str]) -> None:
+    assert run("delete", "nothing*", "--yes").status == 3
+    assert run("delete", "nothing*", "--yes", "--missing-ok", ok=True).out == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "gone"), [(b"y\n", True), (b"YES\n", True), (b"n\n", False), (b"\n", False), (b"\x04", False)]
+)
+def test_on_a_terminal_a_question_is_asked(run: Run, repo: Path, many: set[str], typed: bytes, gone: bool) -> None:
+    from support.terminal import show
+
+    said = show(["--repo", repo, "delete", "app-?"], typed=typed)
+    assert "app-*\napp-1\napp-2\napp-3\nDelete 4 tags? [y/N]" in said.text
+    assert said.status == (0 if gone else 1)
+    assert remaining(run) == (many - {"app-*", "app-1", "app-2", "app-3"} if gone else many)
+
+
 def test_delete_removes_all_or_none(run: Run, repo: Path, web: str) -> None:
     assert run("delete", WEB, "absent").status == 3
     assert shared(repo, WEB).is_symlink()
@@ -384,6 +442,16 @@ def test_rename_replaces_with_force_alone(run: Run, web: str) -> None:
     assert run("rename", WEB, DB).status == 4
     assert run("rename", WEB, DB, "--force").status == 0
     assert run("resolve", DB, ok=True).out.strip() == web
+
+
+def test_restore_again_says_that_nothing_is_left_to_restore(run: Run) -> None:
+    run("create", "t", WEB, ok=True)
+    run("delete", "t", ok=True)
+    run("restore", "t", ok=True)
+
+    again = run("restore", "t")
+    assert again.status == 3
+    assert again.err.splitlines()[0] == "cfs-tag: 't' is as it was: its log has 3 entries, and no other value"
 
 
 def test_the_log_tells_what_happened_newest_first_and_restore_goes_back(run: Run, web: str, db: str) -> None:
@@ -546,3 +614,25 @@ def test_the_system_has_its_repository_in_its_sysroot(call: Run, monkeypatch: py
     assert Session.of(**nothing).path == "/sysroot/composefs"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert Session.of(**{**nothing, "system": True}).path == "/sysroot/composefs"
+
+
+def test_a_collection_is_in_the_log_with_its_reason_though_no_ref_changed(run: Run, repo: Path) -> None:
+    before = run("log", "--json").result
+    run("gc", "--no-sysroot", "--reason", "the disk was full", "--dry-run", ok=True)
+    assert run("log", "--json").result == before
+    run("gc", "--no-sysroot", ok=True)
+    newest, *rest = run("log", "--json").result
+    assert rest == before
+    assert (newest["name"], newest["action"], newest["reason"]) == ("(repository)", "collect", None)
+
+    before = run("log", "--json").result
+    run("gc", "--no-sysroot", "--reason", "the disk was full", ok=True)
+    newest, *rest = run("log", "--json").result
+    assert rest == before
+    assert (newest["name"], newest["action"], newest["reason"]) == ("(repository)", "collect", "the disk was full")
+    assert newest["by"]
+    assert "(repository)" in run("log", ok=True).lines[1]
+    assert run("fsck", "--json").result["ok"]
+    run("gc", "--no-sysroot", "--reason", "once more", ok=True)
+    collections = [entry for entry in run("log", "--json").result if entry["action"] == "collect"]
+    assert [entry["reason"] for entry in collections] == ["once more", "the disk was full", None]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import shellingham
 
 if TYPE_CHECKING:
     from cli.conftest import Run
@@ -121,7 +125,7 @@ def test_names_that_a_shell_could_run_are_not_offered(shell: Shell, repo: Path, 
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["list", "--owner", ""], ["app", "bootc", "deployment", "foreign"]),
+        (["list", "--owner", ""], ["app", "bootc", "deployment", "pin", "foreign"]),
         (["list", "--format", "pod"], ["podman", "podman-json"]),
         (["show", WEB, "--raw", "c"], ["config"]),
         (["export", WEB, "oci:x", "--compress", ""], ["none", "gzip", "zstd"]),
@@ -143,7 +147,7 @@ def test_deployments_are_completed_before_they_have_refs(shell: Shell, facts: An
 
 
 @pytest.mark.parametrize("damage", ["nothing", "file", "meta"])
-def test_without_a_repository_nothing_is_offered_and_nothing_said(
+def test_without_a_repository_completion_offers_and_prints_nothing(
     shell: Shell, tmp_path: Path, repo: Path, damage: str
 ) -> None:
     shell.repo = tmp_path / "absent"
@@ -165,8 +169,56 @@ def test_the_environment_names_the_repository_too(shell: Shell, repo: Path, monk
     assert shell.call().out.split() == [DB, WEB]
 
 
-def test_the_script_for_bash_is_printed(call: Run) -> None:
-    said = call("--show-completion", "bash")
+@pytest.mark.parametrize(
+    ("started_by", "own", "expected"),
+    [
+        ("bash", "/bin/zsh", "bash"),
+        ("zsh", "", "zsh"),
+        ("sh", "/usr/bin/fish", "fish"),  # one that has no completion, as where a script asks
+        (None, "/bin/bash", "bash"),  # as where an editor or a service asks
+        (None, "", None),
+        ("tcsh", "/bin/sh", None),
+    ],
+)
+def test_the_script_is_that_of_the_shell_that_asks_or_the_users_own(
+    call: Run, monkeypatch: pytest.MonkeyPatch, started_by: str | None, own: str, expected: str | None
+) -> None:
+    def detect() -> tuple[str, str]:
+        if started_by is None:
+            raise shellingham.ShellDetectionFailure
+        return started_by, f"/bin/{started_by}"
 
-    assert said.status == 0
-    assert "_CFS_TAG_COMPLETE=complete_bash" in said.out
+    monkeypatch.setattr(shellingham, "detect_shell", detect)
+    monkeypatch.setenv("SHELL", own)
+
+    said = call("--show-completion")
+
+    if expected is None:
+        assert said.status == 2
+        assert "_CFS_TAG_COMPLETE=source_bash" in said.err
+    else:
+        assert said.status == 0
+        assert f"_CFS_TAG_COMPLETE=complete_{expected}" in said.out.replace('"', "").replace("env ", "")
+
+
+def test_a_program_that_no_shell_started_prints_the_script_of_the_users_own(tmp_path: Path) -> None:
+    """Its parent has ended: it is a child of the first process of the system, or of one that stands in for that."""
+    told = tmp_path / "told"
+    program = """if True:
+        import os, sys, time
+        parent = os.getpid()
+        if os.fork():
+            os._exit(0)
+        while os.getppid() == parent:
+            time.sleep(0.01)
+        os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 1)
+        os.execv(sys.executable, [sys.executable, "-m", "cfs_tags.cli.main", "--show-completion"])
+    """
+    command = [sys.executable, "-c", program, str(told)]
+    subprocess.run(command, env={**os.environ, "SHELL": "/bin/bash"}, check=True, stdout=subprocess.DEVNULL)
+
+    deadline = time.monotonic() + 20
+    while not (told.exists() and told.read_text().rstrip().endswith("cfs-tag")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "complete_bash" in told.read_text()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import hashlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cfs_tags import errors
+from cfs_tags import Repository, errors
+from cfs_tags.catalogue import CATALOGUE
+from cfs_tags.cli import hints
+from support.raising import sites
 from support.trees import tree
 
 if TYPE_CHECKING:
@@ -94,6 +98,11 @@ def with_other_configs(repo: Path) -> None:
         path.write_bytes(path.read_bytes().replace(b"amd64", b"arm64"))
 
 
+def with_a_logged_tag(repo: Path) -> None:
+    with Repository.open(repo, write=True) as opened:
+        opened.tags.create("logged", WEB)
+
+
 # -- one table ---------------------------------------------------------------------------------------------------------
 
 Case = tuple[str, int, Callable[[Path], None], list[str]]
@@ -145,6 +154,9 @@ CASES: list[Case] = [
     ("target-not-found", 3, tagged("dangling", f"../../oci-manifest-sha256:{ZEROS}"), ["resolve", "--verity", "dangling"]),
     ("reflog-entry-not-found", 3, as_it_is, ["resolve", f"{WEB}@{{7}}"]),
     ("reflog-entry-not-found", 3, as_it_is, ["restore", WEB]),
+    ("pin-not-found", 3, as_it_is, ["resolve", "@pin/none"]),
+    ("before-the-log", 3, with_a_logged_tag, ["resolve", "logged@{2001-01-01}"]),
+    ("invalid-argument", 2, as_it_is, ["resolve", f"{WEB}@{{soon}}"]),
     ("tag-exists", 4, as_it_is, ["create", WEB, DB]),
     ("tag-exists", 4, as_it_is, ["rename", WEB, DB]),
     ("expectation-failed", 4, as_it_is, ["create", WEB, DB, "--expect", "absent"]),
@@ -170,13 +182,20 @@ TAG_MODULES = (
 )
 
 ELSEWHERE = {
-    "lock-timeout": "test_a_lock_that_is_not_to_be_had_names_its_holder",
-    "interrupted": "test_an_interrupt_is_said_and_leaves_no_traceback",
+    "tag-collected": "test_log.py",
+    "lock-timeout": "test_a_lock_timeout_names_the_holder",
+    "interrupted": "test_an_interrupt_is_reported_without_a_traceback",
     "internal": "test_a_mistake_of_ours_is_one_line",
     "output-failed": "test_output.py",
     "transaction-abandoned": "test_a_transaction_that_was_taken_back_is_a_warning",
+    "clock-ahead": "tests/policy/test_clock.py",
+    "clock-set-back": "tests/policy/test_clock.py",
+    "program-missing": "tests/pins/test_revive.py",
     "lock-conflict": "no command opens a repository twice",
+    "name-not-pullable": "tests/apps/test_import_cli.py",
     "target-is-index": "test_a_kept_index_is_no_target_of_a_tag",
+    "foreign-owner": "tests/hostile/test_owners.py",
+    "open-to-others": "tests/hostile/test_owners.py",
 }
 
 
@@ -211,23 +230,15 @@ def test_an_error_has_its_code_status_and_two_lines(
 
 
 def test_every_error_that_the_tag_commands_can_raise_is_in_the_table() -> None:
-    modules = ["values", "tags", "tagging", "formats/*", "repo/*", *(f"cli/{name}" for name in TAG_MODULES)]
-    raised = {
-        node.func.id
-        for pattern in modules
-        for path in (ROOT / "cfs_tags").glob(f"{pattern}.py")
-        if path.stem not in ("erofs", "bootc")  # not read by these commands
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
-    codes = {kinds[name].code for name in raised if name in kinds and issubclass(kinds[name], errors.CfsTagsError)}
+    modules = ["values", "tags/*", "formats/*", "repo/*", *(f"cli/{name}" for name in TAG_MODULES)]
+    paths = [path for pattern in modules for path in (ROOT / "cfs_tags").glob(f"{pattern}.py")]
+    codes = {site.code for path in paths if path.stem not in ("erofs", "bootc") for site in sites(path)}  # not read by them
 
     assert codes - {code for code, *_ in CASES} - ELSEWHERE.keys() == set()
 
 
 def test_the_table_has_the_exit_statuses_of_the_errors() -> None:
-    known = {kind.code: kind.status for kind in vars(errors).values() if hasattr(kind, "status")}
+    known = {code: getattr(errors, entry.family).status for code, entry in CATALOGUE.items()}
 
     assert all(known[code] == status for code, status, *_ in CASES)
     assert ELSEWHERE.keys() <= known.keys()
@@ -247,18 +258,79 @@ def test_two_kinds_of_output_exclude_each_other(run: Run, words: list[str]) -> N
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["list", "--repo", "x"], "--repo stands before the command: cfs-tag --repo DIR list"),
-        (["show", WEB, "--user"], "--user stands before the command: cfs-tag --user show"),
         (["--json", "list"], "--json stands behind the command: cfs-tag COMMAND --json"),
     ],
     ids=lambda words: words[0],
 )
-def test_an_option_on_the_wrong_side_of_the_command_is_told_its_place(call: Run, words: list[str], said: str) -> None:
+def test_the_error_for_an_option_on_the_wrong_side_names_its_place(call: Run, words: list[str], said: str) -> None:
     assert call(*words, "--json").json["error"]["message"] == said
 
 
 def test_the_help_of_the_command_is_named_whose_option_lacks_a_value(run: Run) -> None:
     assert run("create", "--deployment").err.endswith("hint: 'cfs-tag create --help' shows how it is written\n")
+
+
+def hinted(run: Run, *words: str) -> str:
+    """The hint, its commands without the words that say which repository is meant."""
+    lines = run(*words).err.splitlines()
+    assert len(lines) == 2
+    return re.sub(r"cfs-tag --repo \S+", "cfs-tag", lines[1])
+
+
+def test_a_hint_with_a_command_has_the_names_that_are_known(run: Run, repo: Path, web: str) -> None:
+    """It can be typed as it is, whatever is in a name."""
+    lent("over it's")(repo)
+    assert hinted(run, "resolve", "over it's").endswith(
+        f"""still be there: cfs-tag create 'over it'"'"'s' @sha256:{ZEROS} keeps it"""
+    )
+    assert hinted(run, "resolve", f"{WEB}@{{7}}") == f"hint: 'cfs-tag log {WEB}' shows the entries"
+    assert f"'cfs-tag show {WEB}'" in hinted(run, "create", WEB, DB, "--expect", "absent")
+
+
+@pytest.mark.parametrize("before", [("--repo", "a b"), ("--sysroot", "host"), ()], ids=["repo", "sysroot", "none"])
+def test_a_command_in_a_hint_names_the_repository_as_this_one_did(
+    before: tuple[str, ...], call: Run, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be typed as it stands; where the environment says which repository is meant, the hint needs no word for it."""
+    monkeypatch.chdir(repo.parent.parent)
+    os.symlink(repo, "a b")
+    if not before:
+        monkeypatch.setenv("CFS_TAG_REPO", str(repo))
+    here = "".join(f"{word} " for word in map(shlex.quote, before))
+
+    said = call(*before, "show", "nothing-like-it").err.splitlines()[1]
+    list_, trash = f"cfs-tag {here}list", f"cfs-tag {here}trash"
+    if "'" not in here:
+        list_, trash = f"'{list_}'", f"'{trash}'"
+    assert said == f"hint: {list_} shows the tags, {trash} deleted ones that are kept"
+    assert call(*before, "log", "--json", "nothing-like-it").json["error"]["hint"] == said.removeprefix("hint: ")
+
+
+def test_a_repository_on_a_read_only_mount_gets_the_line_for_this_command(repo: Path) -> None:
+    """On a mount of its own: ``test_read_only.py``."""
+    mount = next(str(place) for place in (repo, *repo.parents) if os.path.ismount(place))
+    error = errors.RefusedError("read-only-repository", path=str(repo), reason="the file system is mounted read-only")
+
+    said = hints.hint(error, ["--repo", str(repo), "create", "a b", WEB])
+    assert said is not None
+    _, _, line = said.partition(": ")
+    words = shlex.split(line)
+    assert words[:4] == ["unshare", "-m", "sh", "-c"]
+    typed = ["cfs-tag", "--repo", str(repo), "create", "a b", WEB]
+    assert shlex.split(words[4]) == ["mount", "-o", "remount,rw", mount, "&&", *typed], (
+        "of a mount that can be written, nothing is known"
+    )
+
+
+def test_no_hint_is_a_template_where_the_value_is_a_fact() -> None:
+    """Of the words in capitals that stand for values, those are left that nothing says."""
+    open_ones = {"DIR", "ID", "GIB", "SECONDS", "OS", "ARCH", "VARIANT", "NAME", "TARGET", "EXPECTED", "EROFS", "PATTERN"}
+    for code, entry in CATALOGUE.items():
+        text = hints.ADVICE.get(code) or entry.way_out
+        if isinstance(text, str):
+            capitals = set(re.findall(r"\b[A-Z]{2,}\b", text)) - {"CFS", "UTF", "SYSROOT"}
+            assert capitals <= open_ones, code
+            assert "NAME" not in capitals or not {"name", "ref"} & set(entry.names) or code == "invalid-instruction", code
 
 
 @pytest.mark.parametrize("words", [["rename", WEB, DB], ["create", WEB, DB]], ids=lambda words: words[0])
@@ -269,20 +341,37 @@ def test_a_hint_names_options_that_the_command_has(run: Run, words: list[str]) -
     assert all(word in help_text for word in hint.split() if word.startswith("--"))
 
 
+@pytest.mark.parametrize("command", [("resolve",), ("create", "x")], ids=lambda command: command[0])
+def test_a_hint_about_what_is_booted_names_no_option_of_another_command_alone(run: Run, command: tuple[str, ...]) -> None:
+    """Only within a command that has it."""
+    text = hinted(run, *command, "@booted")
+
+    assert "@deployment/ID" in text
+    assert "--" not in re.sub(r"'cfs-tag deployments [^']*'", "", text)
+
+
+def test_the_error_for_a_missing_pin_names_similar_ones(run: Run) -> None:
+    run("pin", WEB, "--name", "before-upgrade", ok=True)
+
+    for words in (("unpin", "before-upgrde"), ("resolve", "@pin/before-upgrde")):
+        assert hinted(run, *words) == "hint: there is before-upgrade"
+    assert "'cfs-tag pins'" in hinted(run, "unpin", "other")
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("1f0c9e", "@sha256:1f0c9e"), (f"app@sha256:{ZEROS}", f"@sha256:{ZEROS}"), ("absent", "'cfs-tag list'")]
 )
 def test_a_name_that_is_not_there_gets_a_hint_how_it_may_be_meant(run: Run, name: str, hint: str) -> None:
-    assert hint in run("show", name).err.splitlines()[1]
+    assert hint in hinted(run, "show", name)
 
 
 @pytest.mark.parametrize("name", ["quay.io/apps/web", "web:1", "quay.io/app/web:1", "quay.io/apps/wbe:1"])
-def test_names_like_one_that_is_not_there_are_told(run: Run, name: str) -> None:
+def test_the_error_for_a_missing_tag_names_similar_ones(run: Run, name: str) -> None:
     assert run("show", name).err.splitlines()[1].startswith(f"hint: there is {WEB}")
     assert run("show", name, "--json").json["error"]["facts"]["near"][0] == WEB
 
 
-def test_a_deleted_tag_is_told_where_it_is_kept(run: Run) -> None:
+def test_the_error_for_a_deleted_tag_says_where_it_is_kept(run: Run) -> None:
     run("delete", WEB, "--keep-for", "1h", ok=True)
 
     assert run("show", WEB).err.splitlines()[1] == f"hint: there is @trash/{WEB}"
@@ -294,7 +383,34 @@ def test_a_digest_that_is_none_is_refused_with_its_line(run: Run) -> None:
     assert (said.status, said.json["error"]["code"], said.json["error"]["facts"]["line"]) == (2, "invalid-instruction", 2)
 
 
-def test_the_root_of_a_system_is_told_from_its_repository(call: Run, sysroot: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("create x absent", "tag-not-found"),
+        ("move absent " + WEB, "tag-not-found"),
+        ("delete absent", "tag-not-found"),
+        (f"create x @sha256:{ZEROS}", "target-not-found"),
+        ("create x @sha256:abc", "invalid-argument"),
+        (f"create {WEB} {DB}", "tag-exists"),
+        (f"delete {WEB} absent", "expectation-failed"),
+        (f"verify {WEB} absent", "expectation-failed"),
+        (f"create localhost/bootc-x {WEB}", "owner-refused"),
+        (f"create @x {WEB}", "invalid-tag-name"),
+        (f"create y {WEB}", "invalid-instruction"),
+        ("frobnicate x", "invalid-instruction"),
+        ("create x", "invalid-instruction"),
+    ],
+)
+def test_the_error_for_an_instruction_names_its_line(run: Run, line: str, code: str) -> None:
+    text = f"# first\n\ncreate y {WEB}\n{line}\n".encode()
+
+    error = run("update", "--stdin", "--json", input=text).json["error"]
+    assert (error["code"], error["facts"]["line"]) == (code, 4)
+    assert error["message"].startswith("line 4")
+    assert run("update", "--stdin", input=text).err.startswith("cfs-tag: line 4")
+
+
+def test_the_error_for_the_root_of_a_system_names_the_option_sysroot(call: Run, sysroot: Path) -> None:
     said = call("--repo", sysroot, "list")
 
     assert said.status == 3
@@ -332,7 +448,7 @@ def held(repo: Path) -> Iterator[None]:
     [["create", "x", WEB], ["delete", WEB], ["rename", WEB, "x"], ["update", "--stdin"], ["show", WEB]],
     ids=lambda words: words[0],
 )
-def test_a_lock_that_is_not_to_be_had_names_its_holder(run: Run, repo: Path, words: list[str]) -> None:
+def test_a_lock_timeout_names_the_holder(run: Run, repo: Path, words: list[str]) -> None:
     with held(repo):
         said = run(*words, "--lock-timeout", "0", "--json", input=f"delete {WEB}\n".encode())
 
@@ -342,13 +458,25 @@ def test_a_lock_that_is_not_to_be_had_names_its_holder(run: Run, repo: Path, wor
     assert error["facts"]["holders"][0]["mode"] == "exclusive"
 
 
+def test_the_holder_of_a_lock_is_named_once_after_a_second(repo: Path, run: Run) -> None:
+    with held(repo):
+        said = run("create", "x", WEB, "--lock-timeout", "1.5")
+        assert run("create", "x", WEB, "--lock-timeout", "1.5", "--json").err == ""
+        assert len(run("create", "x", WEB, "--lock-timeout", "0.5").err.splitlines()) == 2
+
+    first, *rest = said.err.splitlines()
+    assert first.startswith(f"cfs-tag: waiting for the shared lock on {repo}, held by ")
+    assert f"(PID {os.getpid()}, exclusive)" in first
+    assert [line.partition(" ")[0] for line in rest] == ["cfs-tag:", "hint:"]
+
+
 @pytest.mark.parametrize("words", [["list"], ["resolve", WEB], ["log"], ["trash"]], ids=lambda words: words[0])
 def test_looking_takes_no_lock(run: Run, repo: Path, words: list[str]) -> None:
     with held(repo):
         assert run(*words).status == 0
 
 
-def test_an_interrupt_is_said_and_leaves_no_traceback(repo: Path) -> None:
+def test_an_interrupt_is_reported_without_a_traceback(repo: Path) -> None:
     command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "create", "x", WEB, "--json"]
     with held(repo), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         before = time.monotonic()
@@ -373,12 +501,12 @@ def opened(pid: int, path: Path) -> bool:
 
 
 def test_a_mistake_of_ours_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfs_tags import tags
+    from cfs_tags.tags import names
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("\x1b[31mred")
 
-    monkeypatch.setattr(tags, "resolve", fail)
+    monkeypatch.setattr(names, "resolve", fail)
 
     said = run("resolve", WEB)
     assert said.status == 1
@@ -397,7 +525,7 @@ def test_a_transaction_that_was_taken_back_is_a_warning(run: Run, repo: Path, we
     journal = {"transaction": "0011223344556677", "note": [None, None], "changes": [change]}
     (repo / "cfs-tags/journal/0011223344556677.json").write_text(json.dumps(journal))
 
-    (warning,) = run("create", "x", WEB, "--json").json["warnings"]
+    (warning,) = run("create", "x:1", WEB, "--json").json["warnings"]
 
     assert warning["code"] == "transaction-abandoned"
     assert warning["facts"]["transaction"] == "0011223344556677"

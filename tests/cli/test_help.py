@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from cfs_tags import errors
-from cfs_tags.cli.main import COMMANDS, app
+from cfs_tags.catalogue import CATALOGUE
+from cfs_tags.cli.main import COMMANDS, SYNONYMS, app
 
 if TYPE_CHECKING:
     from cli.conftest import Run
@@ -110,17 +111,12 @@ def test_the_reference_has_every_key_of_the_listings_and_of_show(run: Run) -> No
             assert f"`{key}`" in REFERENCE, key
 
 
-def test_the_reference_has_every_error_with_its_exit_status() -> None:
-    families = {"failed", "usage", "not-found", "refused", "damaged", "unsupported"}
+def test_the_reference_has_every_exit_status_and_leads_to_the_codes() -> None:
     table = REFERENCE.partition("## Exit status")[2].partition("\n## ")[0]
-    documented = {
-        (code, int(row[0]))
-        for row in re.findall(r"^\| (\d+) \|.*?\|(.*)\|$", table, re.MULTILINE)
-        for code in re.findall(r"`([a-z-]+)`", row[1])
-    }
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CfsTagsError)]
 
-    assert documented == {(kind.code, kind.status) for kind in kinds if kind.code not in families}
+    statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert statuses == {0, *(getattr(errors, entry.family).status for entry in CATALOGUE.values())}
+    assert "(errors.md)" in table
 
 
 def test_a_mistyped_command_is_answered_with_similar_ones(call: Run) -> None:
@@ -130,10 +126,70 @@ def test_a_mistyped_command_is_answered_with_similar_ones(call: Run) -> None:
     assert "'create'" in said.err
 
 
-def test_the_version_is_that_of_the_package(call: Run) -> None:
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version_is_that_of_the_package(call: Run, option: str) -> None:
     from cfs_tags import __version__
 
-    assert call("--version", ok=True).out == f"cfs-tag {__version__}\n"
+    assert call(option, ok=True).out == f"cfs-tag {__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_a_command_is_the_help_of_the_command(call: Run, name: str) -> None:
+    assert call("help", name, ok=True).out == call(name, "--help", ok=True).out
+
+
+def test_help_alone_is_that_of_the_program_and_of_no_command_an_error(call: Run) -> None:
+    assert call("help", ok=True).out == call("--help", ok=True).out
+    said = call("help", "lst")
+    assert (said.status, said.out) == (2, "")
+    assert "'list'" in said.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("rm", "delete"),
+        ("ls", "list"),
+        ("tag", "create"),
+        ("pull", "import"),
+        ("prune", "gc"),
+        ("save", "export"),
+        ("load", "import"),
+        ("du", "df"),
+    ],
+)
+def test_the_error_for_a_word_of_another_program_names_our_command(call: Run, typed: str, meant: str) -> None:
+    said = call(typed, "x", "--json")
+    assert (said.status, said.json["error"]["message"]) == (2, f"No such command {typed!r}. Did you mean {meant!r}?")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("switch", "bootc switch"), ("upgrade", "bootc upgrade"), ("rollback", "bootc rollback"), ("undo", "migrate --undo")],
+)
+def test_the_error_for_what_another_program_does_names_it(call: Run, typed: str, said: str) -> None:
+    assert f"'{said}'" in call(typed, "x").err
+
+
+def test_no_synonym_is_a_command_and_each_means_one() -> None:
+    assert not SYNONYMS.keys() & COMMANDS.keys()
+    assert set(SYNONYMS.values()) <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", WEB], ["log"], ["create", "x", WEB]], ids=lambda words: words[0])
+def test_the_options_of_the_program_may_stand_behind_the_command(call: Run, sysroot: Path, words: list[str]) -> None:
+    for option in (("--repo", sysroot / "composefs"), ("--sysroot", sysroot)):
+        before = call(*option, *words, "--json", ok=True).result
+        behind = call(*words, *option, "--json", ok=True).result
+        if words[0] != "create":
+            assert behind == before
+        else:
+            assert behind["tags"][0]["done"] == "unchanged"
+
+
+def test_options_before_and_behind_the_command_exclude_each_other_as_they_do_before(call: Run, sysroot: Path) -> None:
+    said = call("--sysroot", sysroot, "list", "--user", "--json")
+    assert (said.status, said.json["error"]["message"]) == (2, "--sysroot and --user exclude each other")
 
 
 # -- imports -----------------------------------------------------------------------------------------------------------
@@ -157,7 +213,7 @@ def test_a_look_up_imports_its_own_command_and_nothing_heavy(repo: Path, words: 
     modules = imported("--repo", str(repo), *words)
 
     assert {name for name in modules if name.startswith("cfs_tags.cli.cmd_")} == {module_of(words[0])}
-    heavy = ("rich", "pydantic", "ctypes", "hashlib", "backports.zstd", "compression.zstd", "cfs_tags.tagging")
+    heavy = ("rich", "pydantic", "ctypes", "hashlib", "backports.zstd", "compression.zstd", "cfs_tags.tags.edit")
     assert modules.isdisjoint(heavy)
 
 
@@ -168,7 +224,7 @@ def test_create_imports_no_rich_and_no_ctypes(repo: Path) -> None:
 
 
 def test_garbage_is_collected_again_when_a_command_runs() -> None:
-    code = "import gc, sys; from cfs_tags.cli.main import main; before = gc.isenabled(); main(['--version'])"
+    code = "import gc, sys; from cfs_tags.cli.main import SYNONYMS, main; before = gc.isenabled(); main(['--version'])"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(before, gc.isenabled())"],
         capture_output=True,

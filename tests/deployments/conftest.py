@@ -9,9 +9,9 @@ from typing import Protocol
 
 import pytest
 
+from cfs_tags import Repository
 from cfs_tags.formats import fsverity
-from cfs_tags.repo.store import Repository
-from cfs_tags.sysroot import Sysroot, SysrootView
+from cfs_tags.host.sysroot import Sysroot, SysrootView
 from cfs_tags.values import Algorithm
 from cli.conftest import Run, Said, call  # noqa: F401  (call is a fixture here too)
 from support.peers import Cfsctl

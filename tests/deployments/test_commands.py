@@ -8,7 +8,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -41,8 +41,54 @@ def test_piped_every_digest_is_whole_and_on_one_line(on: On, three: Host) -> Non
 def test_every_finding_is_a_line_with_advice(on: On, three: Host) -> None:
     said = on(three, "deployments", ok=True)
 
-    assert f"{three.id('same')[:12]}: it has no deployment ref: 'cfs-tag migrate' makes it" in said.lines
-    assert f"{three.id('old')[:12]}: its origin names no manifest: 'cfs-tag migrate' finds it" in said.lines
+    migrate = f"'cfs-tag --sysroot {three.root} migrate'"
+    assert f"{three.id('same')[:12]}: it has no deployment ref: {migrate} makes it" in said.lines
+    assert f"{three.id('old')[:12]}: its origin names no manifest: {migrate} finds it" in said.lines
+
+
+@pytest.fixture
+def live(three: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The machine runs from this host: its kernel, its /run, and nothing mounted."""
+    from cfs_tags.formats.boot import paths
+    from cfs_tags.host import sysroot
+
+    monkeypatch.setattr(sysroot, "_same", lambda one, other: (one, other) == (str(three.root), "/sysroot"))
+    monkeypatch.setattr(sysroot, "_text", lambda path: f"composefs={three.id('same')}" if path == "/proc/cmdline" else None)
+    monkeypatch.setattr(sysroot, "_mount_sources", tuple)
+    monkeypatch.setattr(sysroot, "_loader_info", lambda: None)
+    monkeypatch.setattr(paths, "RUN", str(three.root / "run"))
+    return three
+
+
+STATES = {"@booted": "same", "@rollback": "old", "@staged": "new"}
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("migrated", [False, True], ids=["without refs", "with refs"])
+def test_a_state_is_a_name_wherever_a_name_is_taken(call: Run, live: Host, tmp_path: Path, state: str, migrated: bool) -> None:
+    def run(*words: str | Path) -> Any:
+        return call("--sysroot", live.root, *words, "--json", ok=True).result
+
+    digest, deployment = live.pool.images[STATES[state]].manifest, live.id(STATES[state])
+    if migrated:
+        run("migrate", "--esp", "none")
+    assert run("resolve", state)["digest"] == digest
+    assert run("show", state)["digest"] == digest
+    assert run("create", "tag", state)["tags"][0]["new"] == digest
+    assert [row["digest"] for row in run("list", "--points-at", state)][-1] == digest
+    assert run("why", state)["live"]
+    assert run("export", state, f"oci:{tmp_path}/out:x")["original_digest"] == digest
+    assert run("lookup", state, "--esp", "none")["id"] == deployment
+    assert run("create", "--deployment", state)["deployment"] == deployment
+    assert run("log", state)[0]["action"] in ("migrate", "create")
+    assert run("df", "--without", state, "--esp", "none")["without"] is not None
+    said = call("--sysroot", live.root, "update", "--stdin", "--json", input=f"move tag {state} {digest}\n".encode(), ok=True)
+    assert said.result["tags"][0]["done"] == "unchanged"
+
+
+def test_a_state_that_no_deployment_has_is_not_found(call: Run, host: Host) -> None:
+    said = call("--sysroot", host.root, "show", "@booted", "--json")
+    assert (said.status, said.json["error"]["code"]) == (3, "target-not-found")
 
 
 def test_on_a_terminal_the_table_fits(three: Host) -> None:

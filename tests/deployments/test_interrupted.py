@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from cfs_tags import deploying
-from cfs_tags.errors import CfsTagsError, NothingToUndo
+from cfs_tags import Repository
+from cfs_tags.errors import CfsTagsError, NotFoundError
+from cfs_tags.host import refs
+from cfs_tags.host.sysroot import SysrootView
 from cfs_tags.migrate import migrate, undo
-from cfs_tags.repo.store import Repository
-from cfs_tags.sysroot import SysrootView
 from cfs_tags.values import DeploymentId, Digest
 from deployments.conftest import fill_three, sysroot_of
 from support.interrupt import Interruption, every_stop, fail_after, failed_after, stopped_after, torn_kill_after
@@ -52,13 +52,13 @@ def do_retire(host: Host) -> None:
         def view() -> SysrootView:
             return SysrootView.read(sysroot_of(host), repo.algorithm)
 
-        deploying.adopt(repo, view(), timeout=5)
-        deploying.retire(repo, view, grace=0, timeout=5)
+        refs.adopt(repo, view(), timeout=5)
+        refs.retire(repo, view, grace=0, timeout=5)
 
 
 def do_create(host: Host) -> None:
     deployed = host.pool.images["new"]
-    with_repo(host, lambda repo, view: deploying.create(repo, DeploymentId(deployed.id), Digest(deployed.manifest), timeout=5))
+    with_repo(host, lambda repo, view: refs.create(repo, DeploymentId(deployed.id), Digest(deployed.manifest), timeout=5))
 
 
 def as_three(host: Host) -> None:
@@ -73,7 +73,7 @@ def migrated(host: Host) -> None:
 def half_gone(host: Host) -> None:
     """``old`` has a ref and is gone; ``same`` and ``new`` are there and have none yet."""
     fill_three(host)
-    with_repo(host, lambda repo, view: deploying.create(repo, DeploymentId(host.id("old")), view=view, timeout=5))
+    with_repo(host, lambda repo, view: refs.create(repo, DeploymentId(host.id("old")), view=view, timeout=5))
     host.undeploy("old")
 
 
@@ -133,7 +133,7 @@ class Stage:
 
 
 def outside(host: Host) -> dict[str, str]:
-    """Everything but our own state: targets of links, bytes of files; of objects, which nobody writes into, the names."""
+    """Everything but our own state: targets of links, bytes of files; of objects, whose bytes never change, the names."""
     found = {}
     for parent, directories, files in os.walk(host.root):
         if parent == f"{host.repo}":
@@ -150,7 +150,7 @@ def outside(host: Host) -> dict[str, str]:
     return found
 
 
-def refs(state: dict[str, str]) -> dict[str, str]:
+def links_of(state: dict[str, str]) -> dict[str, str]:
     return {path: what for path, what in state.items() if "refs/" in path and what.startswith("../")}
 
 
@@ -169,7 +169,9 @@ def stage(request: pytest.FixtureRequest, pools: Callable[[str], Pool], memory: 
 def again(stage: Stage, host: Host) -> None:
     try:
         stage.deed.act(host)
-    except NothingToUndo:
+    except NotFoundError as error:
+        if error.code != "nothing-to-undo":
+            raise
         assert stage.deed.act is do_undo  # the record went last: all had been done
 
 
@@ -227,12 +229,14 @@ def failed_for_good(n: int, function: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("how", [failed_after(errno.EIO, once=True), failed_for_good], ids=["once", "for good"])
 def test_a_failing_disk_is_an_error_of_ours_and_running_again_finishes(stage: Stage, how: Interruption) -> None:
-    between = {**refs(stage.before), **refs(stage.after)}  # adopting is done, retiring is not
+    between = {**links_of(stage.before), **links_of(stage.after)}  # adopting is done, retiring is not
     for attempt in every_stop(stage.copy, lambda host: ours(stage.deed.act, host), how):
         host = attempt.subject
         if how is not failed_for_good:
             # a disk that fails for good keeps us from taking back as well: that is for the next run
-            assert refs(outside(host)) in (refs(stage.before), between, refs(stage.after)), f"failed at {attempt.number}"
+            assert links_of(outside(host)) in (links_of(stage.before), between, links_of(stage.after)), (
+                f"failed at {attempt.number}"
+            )
 
         again(stage, host)
 

@@ -297,6 +297,7 @@ def test_the_whole_answer(on: On, three: Host) -> None:
     assert {key: found[key] for key in found if key not in ("bound", "entries", "health", "places")} == {
         "id": deployed.id,
         "state": "rollback",
+        "pins": [],
         "image": deployed.reference,
         "version": "old",
         "created": "2026-01-01T00:00:00Z",

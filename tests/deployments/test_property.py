@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from cfs_tags import Repository
+from cfs_tags.host.sysroot import SysrootView
 from cfs_tags.migrate import migrate, plan
-from cfs_tags.repo.store import Repository
-from cfs_tags.sysroot import SysrootView
 from deployments.conftest import sysroot_of
 from support.peers import Cfsctl
 from support.sysroots import BOOTC, Host, Pool, new_host

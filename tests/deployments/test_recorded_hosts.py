@@ -52,7 +52,7 @@ def recording(request: pytest.FixtureRequest, recorded: Callable[[str], Path], c
 
 
 def manifests_of(recording: Recorded) -> dict[str, str]:
-    """Deployment to manifest, as bootc (or whoever recorded the host) knew it."""
+    """Deployment to manifest, as bootc (or the notes of the recording) knew it."""
     facts = recording.facts
     if "deployments" in facts:
         return {name: one["manifest"] for name, one in facts["deployments"].items()}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cfs_tags import deploying
-from cfs_tags.repo.store import Repository
-from cfs_tags.sysroot import SysrootView
+from cfs_tags import Repository
+from cfs_tags.host import refs
+from cfs_tags.host.sysroot import SysrootView
 from cfs_tags.values import DeploymentId, Digest
 from deployments.conftest import sysroot_of, view_of
 from support.peers import Cfsctl
@@ -35,7 +35,7 @@ def parts(host: Host, name: str) -> int:
 def retire(host: Host, *only: str, grace: float = 0, **places: Any) -> dict[str, tuple[str, str]]:
     """Retire by the library, on a host of which every place can be read unless ``places`` say otherwise."""
     with Repository.open(host.repo, write=True) as repo:
-        made = deploying.retire(
+        made = refs.retire(
             repo,
             lambda: SysrootView.read(sysroot_of(host, **places), repo.algorithm),
             [DeploymentId(host.id(name)) for name in only],
@@ -50,7 +50,7 @@ def retire(host: Host, *only: str, grace: float = 0, **places: Any) -> dict[str,
 def referred(three: Host) -> Host:
     """``same`` is there; ``old`` has a ref and no place has it any more; ``new`` likewise, but one test puts it back."""
     with Repository.open(three.repo, write=True) as repo:
-        deploying.adopt(repo, view_of(three))
+        refs.adopt(repo, view_of(three))
     assert [parts(three, name) for name in ("same", "old", "new")] == [3, 3, 3]
     three.undeploy("old")
     three.undeploy("new")
@@ -279,7 +279,7 @@ def test_a_part_that_the_system_does_not_have_is_not_missed(on: On, referred: Ho
 
 
 def test_an_updater_that_made_the_ref_and_nothing_else_yet_has_a_day(referred: Host) -> None:
-    rows = retire(referred, grace=deploying.GRACE)
+    rows = retire(referred, grace=refs.GRACE)
 
     assert rows["old"][0] == "kept"
     assert rows["old"][1].endswith("and the deployment was not seen since")
@@ -288,10 +288,10 @@ def test_an_updater_that_made_the_ref_and_nothing_else_yet_has_a_day(referred: H
 
 def test_the_day_is_over_some_time(referred: Host) -> None:
     for part in PARTS:
-        then = time.time_ns() - int((deploying.GRACE + 10) * 1e9)
+        then = time.time_ns() - int((refs.GRACE + 10) * 1e9)
         os.utime(referred.repo / part / referred.id("old"), ns=(then, then), follow_symlinks=False)
 
-    rows = retire(referred, grace=deploying.GRACE)
+    rows = retire(referred, grace=refs.GRACE)
 
     assert rows["old"][0] == "retired"
     assert rows["new"][0] == "kept"
@@ -299,10 +299,10 @@ def test_the_day_is_over_some_time(referred: Host) -> None:
 
 def test_once_it_was_seen_there_is_no_waiting(referred: Host) -> None:
     referred.state("old").mkdir()
-    assert retire(referred, grace=deploying.GRACE)["old"] == ("kept", "it is in state")
+    assert retire(referred, grace=refs.GRACE)["old"] == ("kept", "it is in state")
     referred.state("old").rmdir()
 
-    assert retire(referred, grace=deploying.GRACE)["old"][0] == "retired"
+    assert retire(referred, grace=refs.GRACE)["old"][0] == "retired"
 
 
 def test_a_ref_that_is_made_again_has_its_day_again(referred: Host) -> None:
@@ -312,22 +312,22 @@ def test_a_ref_that_is_made_again_has_its_day_again(referred: Host) -> None:
     referred.state("old").rmdir()
     assert retire(referred)["old"][0] == "retired"
     with Repository.open(referred.repo, write=True) as repo:
-        deploying.create(repo, DeploymentId(referred.id("old")), Digest(referred.pool.images["old"].manifest))
+        refs.create(repo, DeploymentId(referred.id("old")), Digest(referred.pool.images["old"].manifest))
 
-    assert retire(referred, grace=deploying.GRACE)["old"][0] == "kept"
+    assert retire(referred, grace=refs.GRACE)["old"][0] == "kept"
     assert parts(referred, "old") == 3
 
     referred.state("old").mkdir()
     retire(referred)
     referred.state("old").rmdir()
-    assert retire(referred, grace=deploying.GRACE)["old"][0] == "retired"
+    assert retire(referred, grace=refs.GRACE)["old"][0] == "retired"
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[5, null]", '{"a": "b"}', "\xff", "[" * 5000])
 def test_a_lost_or_odd_note_of_what_was_seen_only_means_waiting(referred: Host, content: str) -> None:
     (referred.repo / "cfs-tags/seen.json").write_text(content)
 
-    assert retire(referred, grace=deploying.GRACE)["old"][0] == "kept"
+    assert retire(referred, grace=refs.GRACE)["old"][0] == "kept"
 
 
 # -- adopting ----------------------------------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(on: On, referred: Host) -> 
 
 
 def test_retiring_waits_for_nobody_longer_than_it_may_and_names_them(on: On, referred: Host, cfsctl: Cfsctl) -> None:
-    """Whoever has the repository open may be an updater that is about to use the ref."""
+    """A process that has the repository open may be an updater that is about to use the ref."""
     referred.booted = None
     with hold_shared(cfsctl, referred.repo) as pid:
         said = on(referred, "retire", "--grace", "0", "--lock-timeout", "0.2", "--json")
@@ -403,7 +403,31 @@ def test_a_collector_at_work_is_waited_for_and_named(on: On, three: Host, words:
 def test_an_updater_makes_its_refs_while_a_pull_holds_the_repository(on: On, three: Host, cfsctl: Cfsctl) -> None:
     with hold_shared(cfsctl, three.repo), Repository.open(three.repo, write=True) as repo:
         name = DeploymentId(three.id("new"))
-        deploying.create(repo, name, Digest(three.pool.images["new"].manifest), timeout=1)
+        refs.create(repo, name, Digest(three.pool.images["new"].manifest), timeout=1)
         on(three, "migrate", "--lock-timeout", "1", ok=True)
 
     assert [parts(three, name) for name in ("same", "old", "new")] == [3, 3, 3]
+
+
+def test_mounts_that_cannot_be_seen_and_keep_a_ref_have_a_way_out(on: On, referred: Host) -> None:
+    """Of a system that runs elsewhere they are never seen."""
+    said = on(referred, "retire", "--dry-run", ok=True).out
+    assert "mounts could not be read" in said
+    assert "mounts: cfs-tag sees" in said
+    assert "--booted none --run none" in said
+    for text in (on(referred, "deployments", ok=True).out, on(referred, "status", ok=True).out):
+        assert "--booted none --run none" in text
+    assert "Nothing is wrong." not in on(referred, "status", ok=True).out
+
+    referred.booted = None
+    words = ("--run", "none", "--booted", "none", "--esp", "none")
+    assert "could not be read" not in on(referred, "retire", "--dry-run", *words, ok=True).out
+
+
+def test_a_collection_that_frees_nothing_names_refs_of_deployments_that_are_gone(on: On, referred: Host) -> None:
+    from support.terminal import show
+
+    words = ["--sysroot", referred.root, "gc", *referred.options]
+    show(words)
+
+    assert "2 refs of deployments that are gone still keep content: 'cfs-tag" in show(words, columns=300).text

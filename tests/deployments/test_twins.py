@@ -127,8 +127,8 @@ def on_repo(on: On, host: Host, *words: str) -> int:
 
 
 def on_json(on: On, host: Host) -> set[str]:
+    from cfs_tags import Repository
     from cfs_tags.repo import refs
-    from cfs_tags.repo.store import Repository
 
     with Repository.open(host.repo) as repo:
         return {path.rpartition("/")[2].replace("%2F", "/") for path, _ in refs.walk(repo, "streams/refs/cfs-tags/tags")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -266,3 +267,18 @@ def test_a_state_directory_that_cannot_be_written_is_said(on: On, three: Host, t
     on(three, "migrate", "--write-origin", ok=True)
     assert "manifest_digest" in three.origin("old").read_text()
     assert sorted(os.listdir(home)) == sorted(["etc", "var", three.origin("old").name, f"{three.id('old')}.imginfo"])
+
+
+def test_a_terminal_shows_what_was_undone_a_line_for_each_deployment(on: On, three: Host) -> None:
+    from support.terminal import show
+
+    on(three, "migrate", "--write-origin", ok=True)
+    (three.repo / "streams/refs/cfs-tags/configs" / three.id("same")).unlink()
+
+    shown = show(["--sysroot", three.root, "migrate", *three.options, "--undo"], columns=200).text.splitlines()
+    rows = [line for line in shown if re.match(r"[0-9a-f]{12} ", line)]
+    assert [line[:12] for line in rows] == sorted(three.id(name)[:12] for name in ("same", "old", "new"))
+    assert [("already gone" in line, "kept" in line) for line in rows if line.startswith(three.id("same")[:12])] == [
+        (True, False)
+    ]
+    assert shown[-1] == "8 refs and 1 origin file taken back"

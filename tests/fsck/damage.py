@@ -13,13 +13,14 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cfs_tags import deploying, tagging
+from cfs_tags import Repository
 from cfs_tags.fsck.check import Report, fsck
 from cfs_tags.fsck.findings import Finding
-from cfs_tags.repo import contents
-from cfs_tags.repo.store import Repository
-from cfs_tags.tags import resolve
+from cfs_tags.host import refs
+from cfs_tags.repo import images
+from cfs_tags.tags.names import resolve
 from cfs_tags.values import DeploymentId, Digest
+from support import tagging
 from support.images import (
     Cfsctl,
     Layer,
@@ -72,7 +73,7 @@ def fill(cfsctl: Cfsctl, repo: Path) -> None:
     pull_image(cfsctl, repo, host, HOST, bootable=True)
     pull_image(cfsctl, repo, build_image(layout, "small", [Layer([directory("usr"), file("usr/small", "small")])]), SMALL)
     with Repository.open(repo, write=True) as opened:
-        deploying.create(opened, _boot_image(opened.path), Digest.parse(host.manifest_digest))
+        refs.create(opened, _boot_image(opened.path), Digest.parse(host.manifest_digest))
         tagging.create(opened, "private", APP, home="private")
         tagging.create(opened, "lease", APP, expires="20990101T000000Z")
         tagging.create(opened, "deleted", APP)
@@ -82,8 +83,8 @@ def fill(cfsctl: Cfsctl, repo: Path) -> None:
 
 def _boot_image(path: str) -> DeploymentId:
     with Repository.open(path) as repo:
-        erofs = contents.load(repo, resolve(repo, HOST)).erofs
-    return DeploymentId(next(target for key, target in erofs.items() if key.startswith(contents.BOOT_KEY)))
+        erofs = images.load(repo, resolve(repo, HOST)).erofs
+    return DeploymentId(next(target for key, target in erofs.items() if key.startswith(images.BOOT_KEY)))
 
 
 # -- looking -----------------------------------------------------------------------------------------------------------

@@ -187,4 +187,4 @@ def test_a_bar_is_shown_on_a_terminal(repo: Path, monkeypatch: pytest.MonkeyPatc
 
     assert main(["--repo", str(repo), "fsck", "--content"]) == 0
     assert "Checking" in screen.getvalue()
-    assert screen.getvalue().endswith("\r\x1b[K")
+    assert screen.getvalue().endswith("\x1b[2K"), "and it is gone afterwards"

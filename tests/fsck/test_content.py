@@ -10,10 +10,10 @@ from unittest.mock import patch
 
 import pytest
 
+from cfs_tags import Repository
 from cfs_tags.fsck import objects
 from cfs_tags.fsck.repair import repair
-from cfs_tags.repo import verity
-from cfs_tags.repo.store import Repository
+from cfs_tags.repo import beneath, verity
 from cfs_tags.values import ObjectId
 from fsck.damage import APP, HOST, SMALL, check, codes, facts, failing, flip, link, measure, put, relink, stream
 from support.images import Cfsctl
@@ -109,14 +109,14 @@ def test_an_object_that_is_not_needed_is_measured_too(repo: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 def test_what_the_system_cannot_read_is_a_finding(repo: Path, number: int) -> None:
     path = _file(repo)
-    original = os.open
+    original = beneath.open_at
 
-    def fail(name: object, *rest: object, **keywords: object) -> int:
-        if str(name).endswith(path.name):
-            raise OSError(number, os.strerror(number), str(name))
-        return original(name, *rest, **keywords)  # type: ignore[arg-type]
+    def fail(fd: int, name: str, *rest: int) -> int:
+        if name.endswith(path.name):
+            raise OSError(number, os.strerror(number), name)
+        return original(fd, name, *rest)
 
-    with patch.object(os, "open", fail):
+    with patch.object(beneath, "open_at", fail):
         found = facts(repo, "unreadable", content=True)
 
     assert _name(path) in [one.path for one in found]
@@ -135,7 +135,8 @@ def test_so_is_a_link_and_nothing_is_taken_out_for_it(repo: Path, tree: str) -> 
     original = os.readlink
 
     def fail(name: object, **keywords: object) -> object:
-        if str(name).endswith(path) or (str(name) == image and tree == "streams/refs"):
+        below = original(f"/proc/self/fd/{keywords['dir_fd']}") if "dir_fd" in keywords else ""
+        if f"{below}/{name}".endswith(f"/{path}"):
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(name))
         return original(name, **keywords)  # type: ignore[call-overload]
 

@@ -15,9 +15,11 @@ from unittest.mock import patch
 
 import pytest
 
-from cfs_tags import tagging
+from cfs_tags import Repository
 from cfs_tags.fsck.findings import CODES, SEVERITIES
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit, instructions
 from fsck.damage import (
     APP,
     OTHER,
@@ -81,6 +83,13 @@ def _object_is_gone(repo: Path) -> str:
     return str(path.relative_to(repo))
 
 
+def _file_is_emptied(repo: Path) -> str:
+    path = _file_of(repo, APP)
+    path.unlink()
+    path.write_bytes(b"")
+    return stream(repo, APP, "manifest")
+
+
 def _file_of(repo: Path, tag: str) -> Path:
     """An object that is a file in the own layer of a tag."""
     from cfs_tags.formats import splitstream
@@ -92,6 +101,15 @@ def _file_of(repo: Path, tag: str) -> Path:
 def _directory_in(place: str) -> Callable[[Path], str]:
     def make(repo: Path) -> str:
         (repo / place).mkdir(parents=True)
+        return place
+
+    return make
+
+
+def _mode(place: str, mode: int) -> Callable[[Path], str]:
+    def make(repo: Path) -> str:
+        (repo / place).mkdir(parents=True, exist_ok=True)
+        (repo / place).chmod(mode)
         return place
 
     return make
@@ -338,7 +356,7 @@ def _deployment_of_another(repo: Path) -> str:
 
 def _batch(repo: WriteRepo) -> None:
     lines = [f"create one {APP}", f"create two {APP}"]
-    tagging.apply(repo, lambda: tagging.plan(repo, list(tagging.parse_instructions(lines))))
+    run.transact(repo, lambda: edit.plan(repo, list(instructions.parse_instructions(lines))))
 
 
 def _interrupted(calls: int) -> Callable[[Path], str]:
@@ -375,15 +393,22 @@ def _record(repo: Path) -> str:
 
 DAMAGES = [
     Damage("bad-object-name", _object_named("no-digest"), stops=True, seen=True),
-    Damage("not-an-object", _object_is_a_directory, stops=True, seen=True, also=("broken-link", "missing-object")),
+    Damage(
+        "not-an-object",
+        _object_is_a_directory,
+        stops=True,
+        seen=True,
+        also=("broken-link", "missing-object", "content-missing"),
+    ),
     Damage(
         "not-a-directory",
         _parent_is_a_file,
         stops=True,
         seen=True,
-        also=("broken-link", "missing-object", "dangling-ref", "missing-link"),
+        also=("broken-link", "missing-object", "dangling-ref", "missing-link", "content-missing"),
     ),
-    Damage("missing-object", _object_is_gone, stops=False, seen=True),
+    Damage("missing-object", _object_is_gone, stops=False, seen=True, also=("content-missing",)),
+    Damage("content-missing", _file_is_emptied, stops=False, seen=True, also=("wrong-stream-size",)),
     Damage("not-a-link", _file_in("streams/refs/oci/file"), stops=True, seen=True),
     Damage("not-a-link", _file_in("streams/file"), stops=True, seen=True),
     Damage("not-a-link", _file_in("images/file"), stops=True, seen=True),
@@ -422,6 +447,9 @@ DAMAGES = [
     Damage("left-over-link", _ref_to("streams/refs/oci/.symlink-a1b2", APP), stops=False, seen=False),
     Damage("expired-lease", _ref_to("streams/refs/cfs-tags/leases/20200101T000000Z.0/x", APP), stops=False, seen=False),
     Damage("expired-trash", _ref_to("streams/refs/cfs-tags/trash/20200101T000000Z.0/x", APP), stops=False, seen=False),
+    Damage("expired-pin", _ref_to("streams/refs/cfs-tags/pins/20200101T000000Z.0/x", APP), stops=False, seen=False),
+    Damage("partial-pin", _ref_to("streams/refs/cfs-tags/pins/always/x", APP), stops=False, seen=False),
+    Damage("bad-expiry", _ref_to("streams/refs/cfs-tags/pins/never/x", APP), stops=False, seen=False),
     Damage("orphaned-index", _ref_to("streams/refs/cfs-tags/indexes/gone", APP), stops=False, seen=False),
     Damage("bad-expiry", _ref_to("streams/refs/cfs-tags/leases/never/x", APP), stops=False, seen=False),
     Damage("bad-referrer", _ref_to(f"streams/refs/oci-referrers/{ABSENT}/x", APP), stops=False, seen=False),
@@ -429,6 +457,10 @@ DAMAGES = [
     Damage("bad-deployment-ref", _deployment_of_another, stops=False, seen=False),
     Damage("partial-deployment-ref", _deployment_without_config, stops=False, seen=False),
     Damage("image-only-deployment", _deployment_without_manifest, stops=False, seen=False),
+    Damage("open-to-everybody", _mode("objects", 0o777), stops=False, seen=False),
+    Damage("open-to-everybody", _mode("streams/refs/oci", 0o1777), stops=False, seen=False),
+    Damage("open-to-group", _mode("streams", 0o775), stops=False, seen=False),
+    Damage("open-to-group", _mode("cfs-tags/journal", 0o2775), stops=False, seen=False),
     Damage("pending-transaction", _interrupted(5), stops=False, seen=False),
     Damage("left-over-file", _left_over, stops=False, seen=False),
     Damage("damaged-reflog", _torn_log, stops=False, seen=False),
@@ -443,9 +475,11 @@ DAMAGES = [
 ELSEWHERE = {
     "no-metadata": "test_healthy.py",
     "wrong-object-digest": "test_content.py",
+    "sparse-content": "test_small_inputs.py",
     "wrong-layer-digest": "test_content.py",
     "unreadable": "test_content.py",
     "no-verity": "test_content.py",
+    "foreign-directory": "test_owners.py",
     "wrong-verity-digest": "test_content.py",
 }
 """Where the other codes are tried."""

@@ -188,9 +188,9 @@ def test_a_pull_may_be_at_work_meanwhile(repo: Path, cfsctl: Cfsctl) -> None:
 
 
 def test_a_collector_at_work_is_waited_for(repo: Path) -> None:
+    from cfs_tags import Repository
     from cfs_tags.errors import LockTimeout
     from cfs_tags.fsck.check import fsck
-    from cfs_tags.repo.store import Repository
 
     with hold_exclusive(repo), Repository.open(repo) as opened, pytest.raises(LockTimeout):
         fsck(opened, timeout=0.05)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging
-from cfs_tags.errors import IncompleteTarget, OwnerRefused
+from cfs_tags import Repository
+from cfs_tags.errors import IncompleteTarget
 from cfs_tags.fsck import quarantine
 from cfs_tags.fsck.repair import repair
-from cfs_tags.repo.store import Repository
+from cfs_tags.repo import layout
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit
 from fsck.damage import APP, check, codes, drop, failing, relink, stream
+from support.raising import raises
 
 TAG = "streams/refs/oci/quay.io%2Fapps%2Fweb:1"
 
@@ -44,12 +47,12 @@ def bring_back(repo: Path, name: str) -> None:
 def restore(repo: Path, name: str, *owners: str) -> None:
     with Repository.open(repo, write=True) as opened:
 
-        def plan() -> tagging.TagPlan:
+        def plan() -> edit.TagPlan:
             made = quarantine.plan_unquarantine(opened, name, owners=owners)
             assert made is not None
             return made
 
-        tagging.apply(opened, plan)
+        run.transact(opened, plan)
         quarantine.forget(opened)
 
 
@@ -70,7 +73,7 @@ def test_a_foreign_ref_comes_back_where_its_owner_is_named(repo: Path, path: str
     target = take_out(repo, path)
     bring_back(repo, target)
 
-    with pytest.raises(OwnerRefused):
+    with raises("owner-refused"):
         restore(repo, path)
     restore(repo, path, "foreign")
 
@@ -88,7 +91,7 @@ def test_it_does_not_come_back_before_its_target_is_there(repo: Path) -> None:
 
 
 def stream_name(repo: Path) -> str:
-    records = [json.loads(path.read_text()) for path in (repo / quarantine.DIRECTORY).iterdir()]
+    records = [json.loads(path.read_text()) for path in (repo / layout.QUARANTINE).iterdir()]
     return str(next(record["link"] for record in records if record["ref"] == TAG))
 
 
@@ -128,7 +131,7 @@ def test_a_record_that_we_would_not_have_written_is_named_and_not_followed(repo:
 def test_losing_the_quarantine_loses_no_content(repo: Path) -> None:
     target = take_out(repo)
     bring_back(repo, target)
-    shutil.rmtree(repo / quarantine.DIRECTORY)
+    shutil.rmtree(repo / layout.QUARANTINE)
 
     assert [code for code, _ in failing(repo) if code == "missing-object"] == []
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfs_tags import Repository
 from cfs_tags.errors import CfsTagsError
 from cfs_tags.fsck.findings import Finding
 from cfs_tags.fsck.repair import repair
-from cfs_tags.repo.store import Repository
 from fsck.damage import check, measure
 from support.stock import hard_copy, in_memory
 from support.trees import tree

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from cfs_tags import gc, tagging
+from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots, CfsTagsError, ExpectationFailed, LockTimeout
 from cfs_tags.formats import splitstream
+from cfs_tags.formats.erofswalk import image_refs
 from cfs_tags.fsck.repair import Repaired, repair
 from cfs_tags.repo import fsops, reflog
-from cfs_tags.repo.store import Repository, WriteRepo
-from fsck.damage import APP, HOST, SMALL, check, codes, cut, drop, failing, flip, link, manifest, relink, stream
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit, instructions
+from cfs_tags.values import Algorithm
+from fsck.damage import APP, HOST, SMALL, check, codes, cut, drop, failing, flip, link, manifest, object_at, relink, stream
 from support.garbage import add_stream
 from support.images import Cfsctl, host_image, pull_image
 from support.interrupt import Interruption, every_stop, failed_after, kill_after, stopped_after, torn_after
@@ -50,6 +54,56 @@ def image_link(repo: Path) -> str:
 
 
 # -- links -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spoil", ["gone", "of another object", "leads nowhere", "leads out"])
+@pytest.mark.parametrize("part", ["composefs.image.v1", "composefs.image.boot.v1"])
+def test_a_link_of_an_erofs_image_that_a_config_names_is_made_again(repo: Path, cfsctl: Cfsctl, part: str, spoil: str) -> None:
+    """Without it the image can be neither mounted nor booted, and nothing else notices."""
+    with Repository.open(repo) as opened:
+        name = str(opened.image(HOST).erofs[part])
+    path = f"images/{name}"
+    before = drop(repo / path)
+    texts = {
+        "gone": None,
+        "of another object": f"../objects/00/{'0' * 126}",
+        "leads nowhere": "nowhere",
+        "leads out": "/etc/passwd",
+    }
+    text = texts[spoil]
+    if text is not None:
+        relink(repo / path, text)
+    assert ("missing-link", path) in failing(repo)
+    dry = tree(repo)
+    assert [one.path for one in mend(repo, dry_run=True).plan.links] == [path]
+    assert tree(repo) == dry
+    done = mend(repo)
+    assert [one.path for one in done.plan.links] == [path]
+    assert os.readlink(repo / path) == before
+    assert failing(repo) == []
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_link_of_an_erofs_image_is_not_made_for_one_that_is_damaged_or_lacks_files(repo: Path) -> None:
+    path = image_link(repo)
+    image = link(repo, path)
+    drop(repo / path)
+    kept = image.read_bytes()
+    flip(image, 1200)
+    assert path not in [one.path for one in mend(repo).plan.links]
+    image.unlink()
+    image.write_bytes(kept)
+    object_at(repo, min(image_refs(kept, Algorithm.SHA512))).unlink()
+    assert path not in [one.path for one in mend(repo).plan.links]
+    assert ("missing-link", path) in failing(repo)
+
+
+def test_what_stands_in_the_place_of_the_link_of_an_image_is_left(repo: Path) -> None:
+    path = repo / image_link(repo)
+    path.unlink()
+    path.write_bytes(b"a file")
+    assert [one.path for one in mend(repo).plan.links] == []
+    assert path.read_bytes() == b"a file"
 
 
 @pytest.mark.parametrize("algorithm", ["sha512", "sha256"], indirect=True)
@@ -108,7 +162,7 @@ def test_the_link_of_an_image_is_made_again(repo: Path, cfsctl: Cfsctl) -> None:
     done = mend(repo)
 
     assert os.readlink(repo / path) == text
-    assert [one.code for one in done.findings if one.repaired] == ["dangling-ref"]
+    assert {one.code for one in done.findings if one.repaired} == {"dangling-ref", "missing-link"}
     assert collects(cfsctl, repo)
     assert failing(repo) == []
 
@@ -163,7 +217,7 @@ def test_a_link_to_something_that_is_not_whole_is_not_made_and_no_ref_is_taken_o
 
 @pytest.mark.parametrize("kind", ["layer", "config", "manifest", "image"])
 def test_a_link_to_a_stream_or_image_of_another_digest_is_not_made(repo: Path, kind: str) -> None:
-    """It can be read, and what it says may be wrong: a stream's flags are nobody's, as what stands before the superblock."""
+    """It can be read, and what it says may be wrong: no reader uses a stream's flags, or what stands before the superblock."""
     path = image_link(repo) if kind == "image" else stream(repo, HOST, kind, 1)
     flip(link(repo, path), 500 if kind == "image" else 12)
     drop(repo / path)
@@ -378,7 +432,7 @@ def test_what_is_no_link_and_what_cfsctl_left_is_named_and_stays(repo: Path, cfs
 
 def _batch(repo: WriteRepo) -> None:
     lines = [f"create one {APP}", f"create two {APP}"]
-    tagging.apply(repo, lambda: tagging.plan(repo, list(tagging.parse_instructions(lines))))
+    run.transact(repo, lambda: edit.plan(repo, list(instructions.parse_instructions(lines))))
 
 
 @pytest.mark.parametrize("stop", range(4, 9))

@@ -1,4 +1,4 @@
-"""Beside others: what comes alive while a collection is under way stays, and nobody waits for ever."""
+"""Beside other processes: what becomes live while a collection is under way stays, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,13 +20,13 @@ import support.soak
 from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.formats import fsverity
-from cfs_tags.gc import sweeping
-from cfs_tags.marking import Marker
+from cfs_tags.gc.mark import Marks
 from cfs_tags.repo import fsops
 from cfs_tags.repo.directory import Directory
 from cfs_tags.repo.lock import Lock
+from cfs_tags.repo.object_store import ObjectStore
 from cfs_tags.values import Algorithm
-from support.collecting import at_slice, collect, removed_nothing
+from support.collecting import SMALL_SLICES, at_slice, collect, removed_nothing
 from support.garbage import (
     HOSTS,
     add_stream,
@@ -44,15 +44,6 @@ from support.peers import Cfsctl
 from support.stock import refs
 
 Fresh = Callable[..., Path]
-
-
-@pytest.fixture
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few deletions each: the time is over at the second look at the clock."""
-    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
-    monkeypatch.setattr(sweeping, "BATCH", 1)
-    monkeypatch.setattr(sweeping, "THREADS", 1)
-    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -78,7 +69,6 @@ def test_what_comes_alive_between_marks_and_deletions_stays(
     pools: Callable[[str], Path],
     cfsctl: Cfsctl,
     monkeypatch: pytest.MonkeyPatch,
-    small_slices: None,
     what: str,
     slices: int,
 ) -> None:
@@ -115,7 +105,7 @@ def test_what_comes_alive_between_marks_and_deletions_stays(
 
     at_slice(monkeypatch, slices, peer)
 
-    collect(dead)
+    collect(dead, pace=SMALL_SLICES)
 
     assert came or slices > 1, "before the first slice nothing is gone"
     assert set(object_paths(dead)) >= model(dead, cfsctl).objects
@@ -123,27 +113,27 @@ def test_what_comes_alive_between_marks_and_deletions_stays(
     cfsctl(dead, "--no-upgrade", "fsck")
     if came and what not in ("image ref", "create-image"):
         cfsctl(dead, "--no-upgrade", "oci", "fsck")
-    collect(dead)
+    collect(dead, pace=SMALL_SLICES)
     assert set(object_paths(dead)) == model(dead, cfsctl).objects
     assert removed_nothing(cfsctl(dead, "--no-upgrade", "gc").stdout)
 
 
 def test_a_tag_that_moves_to_something_dead_is_seen_by_its_target(
-    fresh: Fresh, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, small_slices: None
+    fresh: Fresh, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its name was there before: names alone do not tell."""
     path = fresh()
     one = manifest_of(path, "one")
     (path / "streams/refs/oci/one").unlink()
     at_slice(monkeypatch, 1, lambda: cfsctl(path, "oci", "tag", one, "two"))
-    collect(path)
+    collect(path, pace=SMALL_SLICES)
     assert manifest_of(path, "two") == one
     assert set(object_paths(path)) >= model(path, cfsctl).objects
     cfsctl(path, "--no-upgrade", "oci", "fsck")
 
 
 def test_a_stream_that_is_written_again_keeps_what_it_leads_to(
-    dead: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, small_slices: None
+    dead: Path, pools: Callable[[str], Path], cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A link without a ref, as a pull leaves it that is not done yet: it is young."""
     layer = sorted(name for name in names(dead, "streams") if name.startswith("oci-layer-"))[0]
@@ -154,7 +144,7 @@ def test_a_stream_that_is_written_again_keeps_what_it_leads_to(
         (dead / "streams" / "written-again").symlink_to(target)
 
     at_slice(monkeypatch, 1, write)
-    collect(dead)
+    collect(dead, pace=SMALL_SLICES)
     assert "written-again" in names(dead, "streams")
     assert before in object_paths(dead)
     cfsctl(dead, "--no-upgrade", "fsck")
@@ -215,7 +205,6 @@ def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
     dead: Path,
     pools: Callable[[str], Path],
     cfsctl: Cfsctl,
-    small_slices: None,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
@@ -234,7 +223,7 @@ def test_what_is_pulled_while_half_of_the_names_are_gone_is_whole(
         cfsctl(dead, "oci", "pull", f"oci:{layout}:one", "again")
 
     at_slice(monkeypatch, number, pull)
-    collect(dead)
+    collect(dead, pace=SMALL_SLICES)
     monkeypatch.undo()
     wanted = model(dead, cfsctl).objects
     assert left
@@ -258,7 +247,7 @@ def in_one_directory(count: int) -> list[bytes]:
 
 @pytest.mark.parametrize("deleted", [1, 4])
 def test_what_comes_alive_in_a_directory_that_is_half_done_stays(
-    dead: Path, monkeypatch: pytest.MonkeyPatch, small_slices: None, deleted: int
+    dead: Path, monkeypatch: pytest.MonkeyPatch, deleted: int
 ) -> None:
     """What is dead in a directory is known from before; a pull finds the rest of it there and stores nothing anew."""
     files = in_one_directory(6)
@@ -281,7 +270,7 @@ def test_what_comes_alive_in_a_directory_that_is_half_done_stays(
 
     monkeypatch.setattr(fsops, "remove", slowly)
     monkeypatch.setattr(Lock, "hold", hold)
-    collect(dead)
+    collect(dead, pace=SMALL_SLICES)
 
     assert left
     assert left[0] > 0
@@ -289,18 +278,18 @@ def test_what_comes_alive_in_a_directory_that_is_half_done_stays(
 
 
 def test_an_object_that_is_written_while_marks_are_made_stays(dead: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By somebody who has not named it yet."""
+    """By a process that has not named it yet."""
     written: list[str] = []
-    original = Marker.mark
+    original = Marks.mark
 
-    def mark(self: Marker, *words: Any) -> None:
+    def mark(self: Marks, *words: Any) -> None:
         original(self, *words)
         if not written:
             with Repository.open(dead, write=True) as other:
-                written.append(str(other.add_object(random_bytes("young", 300))))
+                written.append(str(ObjectStore(other).add(random_bytes("young", 300))))
             settle()
 
-    monkeypatch.setattr(Marker, "mark", mark)
+    monkeypatch.setattr(Marks, "mark", mark)
     collect(dead)
     assert written[0] in object_paths(dead)
 
@@ -309,7 +298,7 @@ def test_nobody_deletes_without_the_lock_wherever_an_interrupt_comes(dead: Path,
     without = []
     with Repository.open(dead, write=True) as opened:
         lock = Lock.of(opened.fd, ".", opened.path)
-        remove, submit = fsops.remove, ThreadPoolExecutor.submit
+        remove, start = fsops.remove, Thread.start
 
         def watched(fd: int, path: str) -> None:
             if "/" not in path:
@@ -318,12 +307,12 @@ def test_nobody_deletes_without_the_lock_wherever_an_interrupt_comes(dead: Path,
                     without.append(path)
             remove(fd, path)
 
-        def interrupted(self: ThreadPoolExecutor, *words: Any, **named: Any) -> None:
-            submit(self, *words, **named)
-            raise KeyboardInterrupt  # it is queued, and its future is lost
+        def interrupted(self: Thread) -> None:
+            start(self)
+            raise KeyboardInterrupt  # it runs, and is not waited for
 
         monkeypatch.setattr(fsops, "remove", watched)
-        monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+        monkeypatch.setattr(Thread, "start", interrupted)
         with pytest.raises(KeyboardInterrupt):
             gc.collect(opened)
         time.sleep(0.3)
@@ -338,10 +327,8 @@ def test_a_collection_comes_forward_however_long_it_looks(dead: Path, monkeypatc
             time.sleep(0.01)
         return listdir(path)
 
-    monkeypatch.setattr(sweeping, "SLICE", 0.005)
-    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
-    monkeypatch.setattr(sweeping.os, "listdir", slowly)
-    assert collect(dead).slices < 400
+    monkeypatch.setattr(os, "listdir", slowly)
+    assert collect(dead, pace=gc.Pace(slice=0.005, pause=0.0)).slices < 400
 
 
 def test_a_ref_to_what_is_gone_stops_the_rest(dead: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cfs_tags import Repository, gc, why
+from cfs_tags.df import measure
 from cfs_tags.errors import BrokenRoots
 from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import fsops
-from cfs_tags.usage import measure
 from fsck.damage import failing
 from support.collecting import collect, plan
 from support.garbage import (

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cfs_tags.errors import BrokenRoots
-from cfs_tags.gc import sweeping
-from cfs_tags.marking import MOST_REFS
-from cfs_tags.repo import fsops
+from cfs_tags.gc import Pace
+from cfs_tags.gc.mark import MOST_REFS
+from cfs_tags.repo import beneath, fsops
 from cfs_tags.repo.lock import Lock
 from support.collecting import at_slice, collect, plan
 from support.garbage import (
@@ -129,14 +129,14 @@ def test_a_ref_that_is_written_otherwise_keeps_what_cfsctl_takes_it_for(
 def unreadable(monkeypatch: pytest.MonkeyPatch, repo: Path, object_id: str) -> None:
     """The system refuses to read an object, as a kernel with fs-verity does where a block was changed."""
     place = content(repo, object_id)
-    original = os.open
+    original = beneath.open_at
 
-    def fail(path: Any, *rest: Any, **named: Any) -> int:
-        if str(path).endswith(place.name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return original(path, *rest, **named)
+    def fail(fd: int, path: str, *rest: Any) -> int:
+        if path.endswith(place.name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return original(fd, path, *rest)
 
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(beneath, "open_at", fail)
 
 
 @pytest.mark.parametrize("which", ["manifest", "layer", "image"])
@@ -285,12 +285,10 @@ def test_an_image_that_is_made_again_is_followed_whatever_else_had_missed_it(
         remove(fd, path)
         time.sleep(0.001)  # one in each slice
 
-    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
-    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
     monkeypatch.setattr(fsops, "remove", slowly)
     monkeypatch.setattr(Lock, "hold", hold)
 
-    assert collect(repo, keep_broken=True).problems == ()
+    assert collect(repo, pace=Pace(slice=0.0005, pause=0.0), keep_broken=True).problems == ()
     monkeypatch.undo()
     assert model(repo, cfsctl).objects <= set(object_paths(repo))
 
@@ -340,7 +338,7 @@ def test_something_broken_that_gets_a_ref_meanwhile_stops_the_rest(repo: Path, m
         collect(repo)
 
 
-@pytest.mark.parametrize("by", ["somebody", "this collection"])
+@pytest.mark.parametrize("by", ["another process", "this collection"])
 def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
     repo: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
@@ -349,7 +347,7 @@ def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
     kept = model(repo, cfsctl, ["streams/refs/oci/one"]).objects
     keep_only(repo, "streams/refs/oci/three")
     link = repo / "streams" / f"oci-manifest-{one}"
-    if by == "somebody":
+    if by == "another process":
         link.unlink()
     settle()
     original, remove = Lock.hold, fsops.remove
@@ -364,12 +362,10 @@ def test_what_a_ref_may_lead_to_that_is_made_meanwhile_stays_too(
             came.append(cfsctl(repo, "oci", "tag", one, "again"))
         return original(self, mode, dir_fd, name, *words, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweeping, "SLICE", 0.0005)
-    monkeypatch.setattr(sweeping, "PAUSE", 0.0)
     monkeypatch.setattr(fsops, "remove", slowly)
     monkeypatch.setattr(Lock, "hold", hold)
 
-    assert collect(repo, keep_broken=True).problems
+    assert collect(repo, pace=Pace(slice=0.0005, pause=0.0), keep_broken=True).problems
     assert kept <= set(object_paths(repo))
 
 

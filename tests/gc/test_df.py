@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import Repository, gc, tagging, usage
+from cfs_tags import Repository, df
 from cfs_tags.errors import TagNotFound
+from cfs_tags.gc.early_refs import plan_expiry
 from cli.conftest import Run, call  # noqa: F401  (call is a fixture here too)
 from deployments.conftest import fill_three, view_of
 from fsck.damage import check
+from support import tagging
 from support.collecting import collect, plan
 from support.garbage import HOSTS, add_stream, content, link_of, manifest_of, model, object_paths, settle
 from support.peers import Cfsctl
@@ -22,14 +24,14 @@ from support.sysroots import fill_hosts, new_host
 Fresh = Callable[..., Path]
 
 
-def measure(path: Path, without: Iterable[str] = ()) -> usage.Usage:
+def measure(path: Path, without: Iterable[str] = ()) -> df.Usage:
     with Repository.open(path) as repo, repo.locked("shared"):
-        return usage.measure(repo, without, tuple(gc.plan_expiry(repo)))
+        return df.measure(repo, without, tuple(plan_expiry(repo)))
 
 
-def used(path: Path, objects: Iterable[str]) -> usage.Used:
+def used(path: Path, objects: Iterable[str]) -> df.Used:
     present = [one for one in objects if content(path, one).exists()]
-    return usage.Used(len(present), sum(content(path, one).stat().st_blocks * 512 for one in present))
+    return df.Used(len(present), sum(content(path, one).stat().st_blocks * 512 for one in present))
 
 
 def name_of(ref: str) -> str:
@@ -92,25 +94,89 @@ def test_garbage_is_what_a_collection_frees_now(mixed: Path) -> None:
     found = measure(mixed)
 
     planned = plan(mixed)
-    assert found.dead == usage.Used(planned.swept.objects, planned.swept.allocated)
+    assert found.dead == df.Used(planned.swept.objects, planned.swept.allocated)
     assert found.dead.objects > 5
     done = collect(mixed)
-    assert found.dead == usage.Used(done.swept.objects, done.swept.allocated)
-    assert measure(mixed).dead == usage.Used(0, 0)
+    assert found.dead == df.Used(done.swept.objects, done.swept.allocated)
+    assert measure(mixed).dead == df.Used(0, 0)
 
 
 def test_without_is_what_deleting_them_together_frees(mixed: Path) -> None:
     assert measure(mixed).without is None
     alone = measure(mixed, ["one"]).without
-    assert alone == usage.Used(0, 0), "another tag has the same"
+    assert alone == df.Used(0, 0), "another tag has the same"
     found = measure(mixed, ["one", "again/one", "hidden", "two"])
     before = measure(mixed).dead
     with Repository.open(mixed, write=True) as repo:
         tagging.delete(repo, ["one", "again/one", "hidden", "two"])
     after = measure(mixed).dead
-    assert found.without == usage.Used(after.objects - before.objects, after.allocated - before.allocated)
+    assert found.without == df.Used(after.objects - before.objects, after.allocated - before.allocated)
     with pytest.raises(TagNotFound):
         measure(mixed, ["nobody"])
+
+
+def names_and_reach(path: Path, cfsctl: Cfsctl) -> dict[str, frozenset[str]]:
+    """What each name of a repository of shared and private tags reaches."""
+    return {name_of(ref): frozenset(model(path, cfsctl, [ref]).objects) for ref in refs(path) if "/trash/" not in ref}
+
+
+def test_images_have_their_names_and_the_parts_that_they_share_with_just_the_same_others(fresh: Fresh, cfsctl: Cfsctl) -> None:
+    path = fresh()
+    with Repository.open(path, write=True) as repo:
+        tagging.create(repo, "again/one", "one")
+        tagging.create(repo, "hidden", "two", home="private")
+    found = measure(path)
+    reach = names_and_reach(path, cfsctl)
+
+    images = {image.names: image for image in found.images}
+    assert sorted(name for names in images for name in names) == sorted(reach)
+    assert ("again/one", "one") in {tuple(name for name in names if not name.startswith("localhost")) for names in images}
+    assert [image.total.allocated for image in found.images] == sorted(
+        (one.total.allocated for one in found.images), reverse=True
+    )
+    image_of = {name: names for names in images for name in names}
+    for names, image in images.items():
+        mine = set().union(*(reach[name] for name in names))
+        holders = {one: {image_of[name] for name in reach if one in reach[name]} for one in mine}
+        assert image.total == used(path, mine)
+        assert image.freed == used(path, [one for one in mine if holders[one] == {names}]), "if all the names went"
+        assert image.shared == used(path, [one for one in mine if holders[one] != {names}])
+        parts: dict[frozenset[tuple[str, ...]], set[str]] = {}
+        for one, owners in holders.items():
+            parts.setdefault(frozenset(owners - {names}), set()).add(one)
+        shared = {others: used(path, part) for others, part in parts.items() if others}
+        largest = sorted((amount.allocated for amount in shared.values()), reverse=True)[:3]
+        assert [one.used.allocated for one in image.shared_with] == largest
+        for one in image.shared_with:
+            assert one.used == shared[frozenset(image_of[name] for name in one.names)]
+            assert one.more == 0
+
+
+def test_what_stays_when_names_go_is_said_with_whom(mixed: Path) -> None:
+    with Repository.open(mixed, write=True) as repo:
+        tagging.create(repo, "again/two", "@" + manifest_of(mixed, "two"))
+    alone = measure(mixed, ["again/two"])
+    assert alone.without == df.Used(0, 0)
+    assert sum(one.used.allocated for one in alone.staying) == next(
+        row.total.allocated for row in alone.rows if row.name == "again/two"
+    )
+    assert all("again/two" not in one.names for one in alone.staying)
+    assert {"two"} <= {name for one in alone.staying for name in one.names}
+
+    everything = measure(mixed, [row.name for row in alone.rows])
+    assert everything.staying == ()
+    assert everything.without == everything.live
+
+
+def test_many_names_are_counted_and_not_all_told(fresh: Fresh) -> None:
+    path = fresh()
+    with Repository.open(path, write=True) as repo:
+        for number in range(12):
+            tagging.create(repo, f"same/{number:02}", "one")
+    (staying,) = measure(path, ["one", *(f"same/{number:02}" for number in range(2))]).staying[:1]
+
+    assert len(staying.names) == 8
+    assert staying.more >= 2
 
 
 def test_objects_with_other_names_are_counted_once_and_noted(mixed: Path, tmp_path: Path) -> None:
@@ -162,7 +228,7 @@ def test_what_cannot_be_followed_is_said(mixed: Path) -> None:
     first, second = sorted(found.problems)
     assert first == "images/refs/a-file is no link"
     assert second.endswith("is gone")
-    assert next(row for row in found.rows if row.name == "dangling").total == usage.Used(0, 0)
+    assert next(row for row in found.rows if row.name == "dangling").total == df.Used(0, 0)
 
 
 def test_a_deployment_is_one_name_and_counts_before_it_has_its_ref(

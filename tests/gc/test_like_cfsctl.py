@@ -100,7 +100,7 @@ def test_nothing_is_left_where_there_is_no_ref(repo: Path, cfsctl: Cfsctl) -> No
 def test_where_nothing_is_left_meta_json_tells_the_algorithm(
     pools: Callable[[str], Path], fresh: Callable[[Path], Path], cfsctl: Cfsctl, algorithm: str
 ) -> None:
-    """One from before composefs-rs 0.7: without objects nobody could open it again.  cfsctl writes the file at any time."""
+    """One from before composefs-rs 0.7: without objects no program could open it again.  cfsctl writes the file at any time."""
     mine = fresh(pools(algorithm))
     (mine / "meta.json").unlink()
     theirs = copy_of(mine, mine.with_name("theirs"))

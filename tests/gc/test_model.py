@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cfs_tags import Repository, usage
+from cfs_tags import Repository, df
 from support.collecting import collect, plan
 from support.garbage import add_stream, link_of, model, names, object_paths, settle, sizes
 from support.peers import Cfsctl
@@ -58,7 +58,7 @@ def test_what_refs_lead_to_stays_and_nothing_else(new_repo: Callable[..., Path],
         here = set(object_paths(path))
         wanted = model(path, cfsctl)
         with Repository.open(path) as repo:
-            measured = usage.measure(repo)
+            measured = df.measure(repo)
 
         planned = plan(path)
         done = collect(path)

@@ -15,10 +15,11 @@ from unittest.mock import patch
 
 import pytest
 
-from cfs_tags import Repository, gc, tagging
-from cfs_tags.gc import sweeping
+from cfs_tags import Repository, gc
+from cfs_tags.gc import Pace
 from cfs_tags.repo import fsops
 from deployments.conftest import view_of
+from support import tagging
 from support.collecting import collect
 from support.garbage import add_artifact, names, object_paths, settle
 from support.stock import refs
@@ -95,17 +96,13 @@ def littered(three: Host) -> Host:
 
 
 @pytest.mark.parametrize("slices", ["one", "many"])
-def test_refs_are_on_disk_before_the_first_link_goes_and_links_before_the_first_object(
-    littered: Host, monkeypatch: pytest.MonkeyPatch, slices: str
-) -> None:
-    if slices == "many":
-        for name, value in (("SLICE", 0.0005), ("BATCH", 1), ("THREADS", 2), ("PAUSE", 0.0)):
-            monkeypatch.setattr(sweeping, name, value)
+def test_refs_are_on_disk_before_the_first_link_goes_and_links_before_the_first_object(littered: Host, slices: str) -> None:
+    pace = Pace(slice=0.0005, pause=0.0, threads=2, batch=1) if slices == "many" else Pace()
     repo = littered.repo
     before = refs(repo), names(repo, "streams"), names(repo, "images"), set(object_paths(repo))
 
     with recorded(repo) as steps:
-        done = collect(repo, lambda: view_of(littered), prune_referrers=True, retire_grace=0.0)
+        done = collect(repo, lambda: view_of(littered), prune_referrers=True, retire_grace=0.0, pace=pace)
 
     after = refs(repo), names(repo, "streams"), names(repo, "images"), set(object_paths(repo))
     assert {change.action for change in done.changes} == {"adopt", "expire", "retire", "prune"}

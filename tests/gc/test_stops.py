@@ -10,20 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from cfs_tags import Repository, gc, tagging
+from cfs_tags import Repository, gc
 from cfs_tags.errors import SystemFailure
 from cfs_tags.fsck.check import fsck
-from cfs_tags.gc import sweeping
 from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.lock import Lock
 from deployments.conftest import view_of
-from support.collecting import collect, plan, unresolve
+from support import tagging
+from support.collecting import NO_PAUSE, collect, plan, unresolve
 from support.garbage import (
     add_artifact,
     add_stream,
@@ -37,7 +40,7 @@ from support.garbage import (
     settle,
 )
 from support.images import Layer, build_image, directory, file, pull_image
-from support.interrupt import EVERY_STOP, Interruption, every_stop, failed_after, kill_after, stopped_after
+from support.interrupt import EVERY_STOP, Interruption, Stopped, every_stop, failed_after, kill_after, stopped_after
 from support.peers import Cfsctl
 from support.stock import disk_full_after, hard_copy, refs
 from support.sysroots import Host
@@ -71,7 +74,7 @@ def manifest_of_stream(path: Path) -> str:
     return os.readlink(path / trash).rpartition("oci-manifest-")[2]
 
 
-OPTIONS = {"prune_referrers": True}
+OPTIONS: dict[str, Any] = {"prune_referrers": True, "pace": NO_PAUSE}
 
 
 def assert_sound(path: Path, cfsctl: Cfsctl) -> None:
@@ -82,10 +85,7 @@ def assert_sound(path: Path, cfsctl: Cfsctl) -> None:
 
 
 @pytest.mark.parametrize("how", [stopped_after, kill_after, failed_after(errno.EIO)])
-def test_the_next_collection_comes_to_the_same_end(
-    littered: Path, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "PAUSE", 0)
+def test_the_next_collection_comes_to_the_same_end(littered: Path, ram: Path, cfsctl: Cfsctl, how: Interruption) -> None:
     end = copy_of(littered, ram / "stops-end")
     collect(end, **OPTIONS)
     wanted = outside_state(end)
@@ -109,10 +109,7 @@ def test_the_next_collection_comes_to_the_same_end(
     assert outside_state(path) == wanted
 
 
-def test_so_does_one_after_a_kill_that_was_to_free_so_many_bytes(
-    littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "PAUSE", 0)
+def test_so_does_one_after_a_kill_that_was_to_free_so_many_bytes(littered: Path, ram: Path, cfsctl: Cfsctl) -> None:
     end = copy_of(littered, ram / "free-end")
     some = collect(end, **OPTIONS).swept.allocated // 2
     wanted = outside_state(end)
@@ -133,11 +130,8 @@ def test_so_does_one_after_a_kill_that_was_to_free_so_many_bytes(
         assert outside_state(path) == wanted, attempt.number
 
 
-def test_so_does_one_after_a_kill_that_keeps_what_is_young(
-    littered: Path, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_so_does_one_after_a_kill_that_keeps_what_is_young(littered: Path, ram: Path, cfsctl: Cfsctl) -> None:
     """Two streams without a ref, one over the other, as a program leaves them that is not done."""
-    monkeypatch.setattr(sweeping, "PAUSE", 0)
 
     def prepare(number: int) -> tuple[Path, float]:
         path = hard_copy(littered, ram / "grace-attempt")
@@ -170,10 +164,7 @@ def test_so_does_one_after_a_kill_that_keeps_what_is_young(
         assert outside_state(path) == wanted, attempt.number
 
 
-def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
-    three: Host, ram: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sweeping, "PAUSE", 0)
+def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(three: Host, ram: Path, cfsctl: Cfsctl) -> None:
     unresolve(three, "old", "new")
     for tag in three.pool.apps:
         three.untag(tag)
@@ -187,7 +178,7 @@ def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
         return host
 
     def act(host: Host) -> gc.GcResult:
-        return collect(host.repo, lambda: view_of(host), image_only=True)
+        return collect(host.repo, lambda: view_of(host), pace=NO_PAUSE, image_only=True)
 
     end = prepare(-1)
     assert act(end).swept.objects > 0
@@ -207,14 +198,13 @@ def test_so_does_one_after_a_kill_that_keeps_deployments_by_their_images_alone(
 
 @pytest.mark.parametrize("how", [stopped_after, kill_after])
 def test_a_repository_without_meta_json_can_be_opened_wherever_its_last_collection_stopped(
-    fresh: Fresh, ram: Path, cfsctl: Cfsctl, how: Interruption, monkeypatch: pytest.MonkeyPatch
+    fresh: Fresh, ram: Path, cfsctl: Cfsctl, how: Interruption
 ) -> None:
-    monkeypatch.setattr(sweeping, "PAUSE", 0)
     source = fresh()
     for ref in refs(source):
         if "referrers" not in ref:
             (source / ref).unlink()
-    collect(source)  # few objects: each is a copy
+    collect(source, pace=NO_PAUSE)  # few objects: each is a copy
     for ref in refs(source):
         (source / ref).unlink()
     (source / "meta.json").unlink()
@@ -228,7 +218,7 @@ def test_a_repository_without_meta_json_can_be_opened_wherever_its_last_collecti
         assert (attempt.subject / "meta.json").exists() or object_paths(attempt.subject).keys() == object_paths(source).keys()
         with Repository.open(attempt.subject) as repo:
             assert repo.algorithm.value == "sha512"
-        collect(attempt.subject)
+        collect(attempt.subject, pace=NO_PAUSE)
     assert object_paths(attempt.subject) == {}
     cfsctl(attempt.subject, "--no-upgrade", "fsck")
 
@@ -311,6 +301,33 @@ def test_nothing_fails_where_only_the_log_has_no_room(littered: Path) -> None:
     assert not [ref for ref in refs(littered) if PAST in ref]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_went_without_a_log_entry_gets_one_with_the_next_collection(littered: Path, killed: bool) -> None:
+    run_out = [ref for ref in refs(littered) if PAST in ref]
+    remove = fsops.remove
+
+    def removes_one(fd: int, path: str) -> None:
+        remove(fd, path)
+        if killed and PAST in path:
+            raise Stopped
+
+    with (
+        disk_full_after(0, operations=("append",)),
+        patch.object(fsops, "remove", removes_one),
+        pytest.raises(Stopped) if killed else nullcontext(),
+    ):
+        collect(littered)
+    gone = [ref for ref in run_out if ref not in refs(littered)]
+    assert len(gone) == (1 if killed else len(run_out))
+
+    collect(littered)
+
+    with Repository.open(littered) as repo:
+        last = [reflog.last_value(repo, ref) for ref in run_out]
+    assert [(entry.action, entry.new) for entry in last if entry is not None] == [("expire", None)] * len(run_out)
+    assert not list((littered / "streams/refs/cfs-tags").glob("*/*"))
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     where = tmp_path / "disk"
@@ -365,10 +382,11 @@ def test_a_signal_ends_a_collection_cleanly(fresh: Fresh, cfsctl: Cfsctl, number
         (path / "streams/refs/oci" / tag).unlink()
     program = (
         "import sys, time\n"
-        "from cfs_tags.gc import sweeping\n"
+        "from functools import partial\n"
+        "from cfs_tags import gc\n"
         "from cfs_tags.repo import fsops\n"
         "from cfs_tags.cli.main import main\n"
-        "sweeping.BATCH = 1\n"
+        "gc.collect = partial(gc.collect, pace=gc.Pace(batch=1))\n"
         "remove = fsops.remove\n"
         "def slowly(fd, name):\n"
         "    remove(fd, name)\n"

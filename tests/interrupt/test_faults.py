@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from cfs_tags import Repository
 from cfs_tags.errors import SystemFailure
 from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.repo import fsops, reflog
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags.repo.object_store import ObjectStore
+from cfs_tags.repo.store import WriteRepo
 from cfs_tags.values import Algorithm, ContentId
 from support import stock
 from support.interrupt import fail_after
@@ -64,7 +66,7 @@ def test_a_change_that_fails_is_a_failure_that_changed_nothing(
             assert str(path) in error.path
             assert content(path) == before, number
             assert leftovers(path) == [], number
-        else:  # what came after the last change, and was cleared away by nobody
+        else:  # what came after the last change, and was not cleared away
             assert tags(path) == subject.new, number
         assert_log_is_true(path, subject)
         assert write_next(path) == ()
@@ -142,8 +144,8 @@ def test_content_that_could_not_be_written_is_not_named(stocked: Path, ram: Path
 
 
 def _store(repo: WriteRepo, named: str, data: bytes) -> None:
-    repo.add_object(b"\xa5" * 5000)
-    repo.add_stream(ContentId(named.removeprefix("streams/")), data)
+    ObjectStore(repo).add(b"\xa5" * 5000)
+    ObjectStore(repo).add_stream(ContentId(named.removeprefix("streams/")), data)
 
 
 def _measured(data: bytes) -> Any:
@@ -153,5 +155,16 @@ def _measured(data: bytes) -> Any:
 
 
 def test_every_operation_that_needs_room_is_known_to_the_tests() -> None:
-    without = {"exchange", "rename", "remove", "remove_directory", "truncate", "enable_verity", "sync", "sync_filesystem"}
+    without = {
+        "exchange",
+        "rename",
+        "remove",
+        "remove_directory",
+        "truncate",
+        "enable_verity",
+        "sync",
+        "sync_filesystem",
+        "date",
+        "date_link",
+    }
     assert set(stock.NEED_ROOM) | without == set(fsops.MUTATING)

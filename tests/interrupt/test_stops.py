@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import pytest
 
-from cfs_tags import tags as tags_module
+from cfs_tags import Repository
 from cfs_tags.errors import ExpectationFailed
 from cfs_tags.repo import fsops, reflog
-from cfs_tags.repo.store import Repository
+from cfs_tags.tags import history
 from support import stock
 from support.interrupt import Interruption, every_stop, kill_after, stopped_after, torn_kill_after
 from support.kinds import KINDS, Subject, write_next
@@ -66,7 +66,7 @@ def test_the_next_writer_finds_all_or_nothing(stocked: Path, ram: Path, cfsctl: 
     for attempt in every_stop(subject.fresh, subject.act, how):
         path = attempt.subject
         if how is stopped_after:
-            cfsctl(path, "gc", "-n")  # correct at any instant, before anybody cleans up
+            cfsctl(path, "gc", "-n")  # correct at any instant, before any recovery
             assert dangling(path) == []
         assert write_next(path) == ()
 
@@ -117,7 +117,7 @@ def test_a_recovery_that_is_stopped_itself_is_finished_by_the_next(stocked: Path
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_signal_right_after_any_change_leaves_all_or_nothing_at_once(stocked: Path, ram: Path, kind: str) -> None:
-    """Control-C is raised between two instructions: the change may be made and nobody knows yet."""
+    """Control-C is raised between two instructions: the change may be made and not yet recorded."""
     subject = Subject(KINDS[kind], stocked, ram)
 
     def interrupted(number: int, function: Callable[[], object]) -> bool:
@@ -152,7 +152,7 @@ def test_a_signal_right_after_any_change_leaves_all_or_nothing_at_once(stocked: 
 
 @pytest.mark.parametrize("removes", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_peer_moved_meanwhile_is_left_and_the_rest_is_all_or_nothing(
+def test_a_ref_that_a_peer_moved_stays_and_the_rest_is_all_or_nothing(
     stocked: Path, ram: Path, cfsctl: Cfsctl, kind: str, removes: bool
 ) -> None:
     subject = Subject(KINDS[kind], stocked, ram)
@@ -281,5 +281,5 @@ def test_the_log_tells_what_a_faster_peer_did(stocked: Path, ram: Path, kind: st
         subject.act(path)
 
     with Repository.open(path) as repo:
-        newest = tags_module.log(repo, "app")[0]
+        newest = history.log(repo, "app")[0]
     assert (newest.entry.action, newest.new) == ("found", theirs)

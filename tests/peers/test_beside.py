@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging, tags
+from cfs_tags import Repository
 from cfs_tags.errors import CfsTagsError, ExpectationFailed, LockTimeout
-from cfs_tags.repo import contents
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags.repo import images
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit, history, instructions, rows
+from cfs_tags.tags.names import resolve
 from cfs_tags.values import Digest
-from support import stock
+from support import stock, tagging
 from support.images import static_image
 from support.peers import Cfsctl
 from support.peers_beside import hold_shared, lock_modes
@@ -42,12 +45,12 @@ def test_every_change_of_tags_finishes_while_a_cfsctl_holds_the_repository(
         tagging.create(repo, "app", f"@{digests['two']}", home="private", timeout=1)
         tagging.rename(repo, "app", "b", timeout=1)
         lines = [f"create c @{digests['one']}", f"move b @{digests['three']}", "verify absent absent"]
-        tagging.apply(repo, lambda: tagging.plan(repo, tagging.parse_instructions(lines)), timeout=1)
-        tagging.delete(repo, ["b", "c"], expires=tagging.expiry(60), timeout=1)
+        run.transact(repo, lambda: edit.plan(repo, instructions.parse_instructions(lines)), timeout=1)
+        tagging.delete(repo, ["b", "c"], expires=rows.expiry(60), timeout=1)
         tagging.restore(repo, "b", timeout=1)
         assert lock_modes(stocked, pid) == {"shared"}
     with Repository.open(stocked) as reader:
-        assert tags.resolve(reader, "b") == digests["three"]
+        assert resolve(reader, "b") == digests["three"]
 
 
 def test_without_exchange_a_move_waits_for_the_peer_and_names_it(
@@ -70,17 +73,17 @@ def test_a_collector_waits_until_our_change_is_done_and_keeps_what_it_names(
     let_go(stocked, "one")
     started: list[subprocess.Popen[bytes]] = []
 
-    def plan(repo: WriteRepo) -> tagging.TagPlan:
+    def plan(repo: WriteRepo) -> edit.TagPlan:
         command = cfsctl.command(stocked, "gc")
         started.append(subprocess.Popen(command, env=cfsctl.environment, stdout=subprocess.DEVNULL))
         time.sleep(0.15)
         assert started[0].poll() is None, "the collector did not wait"
-        return tagging.plan(repo, [tagging.Instruction("create", "app", f"@{digests['one']}")])
+        return edit.plan(repo, [instructions.Instruction("create", "app", f"@{digests['one']}")])
 
     with Repository.open(stocked, write=True) as repo:
-        tagging.apply(repo, lambda: plan(repo))
+        run.transact(repo, lambda: plan(repo))
         assert started[0].wait(timeout=20) == 0
-        assert contents.missing_parts(repo, Digest.parse(digests["one"])) == ()
+        assert images.missing_parts(repo, Digest.parse(digests["one"])) == ()
 
 
 def test_a_collector_that_was_first_leaves_nothing_to_name(stocked: Path, digests: dict[str, str], cfsctl: Cfsctl) -> None:
@@ -112,7 +115,7 @@ ACTS: dict[str, tuple[Act, str, int, str]] = {
     ),
     "delete": (lambda repo, d: tagging.delete(repo, ["there"]), "rename", 1, "there"),
     "delete into the trash": (
-        lambda repo, d: tagging.delete(repo, ["there"], expires=tagging.expiry(60)),
+        lambda repo, d: tagging.delete(repo, ["there"], expires=rows.expiry(60)),
         "rename",
         1,
         "there",
@@ -135,7 +138,7 @@ ACTS: dict[str, tuple[Act, str, int, str]] = {
 
 def batch(repo: WriteRepo, digest: dict[str, str]) -> None:
     lines = [f"create app @{digest['two']}", f"move there @{digest['two']}", "delete b"]
-    tagging.apply(repo, lambda: tagging.plan(repo, tagging.parse_instructions(lines)))
+    run.transact(repo, lambda: edit.plan(repo, instructions.parse_instructions(lines)))
 
 
 @pytest.mark.parametrize("kind", ACTS)
@@ -167,7 +170,7 @@ def test_a_cfsctl_that_tags_between_our_look_and_our_step_wins(
     assert cfsctl.tags(stocked)[name] == digests["four"]
     assert leftovers(stocked) == []
     with Repository.open(stocked) as reader:
-        assert tags.log(reader, name)[0].entry.action == "found"
+        assert history.log(reader, name)[0].entry.action == "found"
     cfsctl.assert_healthy(stocked)
 
 
@@ -230,7 +233,7 @@ def test_a_cfsctl_that_tags_while_its_value_is_out_for_a_deletion_keeps_its_newe
     assert leftovers(stocked) == []
 
 
-def test_others_come_and_go_while_we_write_and_nobody_sees_a_broken_repository(
+def test_peers_that_open_the_repository_while_we_write_see_it_whole(
     stocked: Path, digests: dict[str, str], cfsctl: Cfsctl
 ) -> None:
     """Two writers of ours, a cfsctl that tags, untags, lists and collects; all on the same few names."""
@@ -262,7 +265,7 @@ def test_others_come_and_go_while_we_write_and_nobody_sees_a_broken_repository(
         tagging.create(repo, "last", f"@{digests['one']}")
         assert leftovers(stocked) == []
         assert stock.dangling(stocked) == []
-        listed = {tag.name: tag.digest for tag in tags.list_tags(repo) if tag.home == "shared"}
+        listed = {tag.name: tag.digest for tag in rows.list_tags(repo) if tag.home == "shared"}
         assert listed == cfsctl.tags(stocked)
 
 
@@ -283,7 +286,7 @@ def _write_at_random(path: Path, names: list[str], digests: list[str], seed: int
                     case 2:
                         tagging.rename(repo, name, other, force=True)
                     case 3:
-                        tagging.delete(repo, [name, other], expires=tagging.expiry(60))
+                        tagging.delete(repo, [name, other], expires=rows.expiry(60))
                     case _:
                         tagging.create(repo, name, target, home=numbers.choice(["shared", "private"]), force=True)
                 done += 1
@@ -308,13 +311,13 @@ def test_an_image_that_bootc_could_choke_on_is_tagged_out_of_its_sight_and_kept(
         assert stock.tags(stocked) == {f"{PRIVATE}/static": digest}
         assert "static" not in cfsctl.tags(stocked)
         cfsctl(stocked, "gc")
-        assert contents.missing_parts(repo, digest) == ()
+        assert images.missing_parts(repo, digest) == ()
         cfsctl.assert_healthy(stocked)
 
         tagging.delete(repo, ["static"])
         cfsctl(stocked, "gc")
         with pytest.raises(CfsTagsError) as caught:
-            contents.missing_parts(repo, digest)
+            images.missing_parts(repo, digest)
     assert caught.value.code == "target-not-found"
 
 
@@ -323,7 +326,7 @@ def test_tags_of_bootc_are_listed_as_its_and_left_alone(stocked: Path, digests: 
     cfsctl(stocked, "oci", "tag", digests["one"], name)
 
     with Repository.open(stocked, write=True) as repo:
-        [found] = [tag for tag in tags.list_tags(repo) if tag.owner == "bootc"]
+        [found] = [tag for tag in rows.list_tags(repo) if tag.owner == "bootc"]
         assert (found.name, found.digest) == (name, digests["one"])
         with pytest.raises(CfsTagsError) as caught:
             tagging.delete(repo, [name])

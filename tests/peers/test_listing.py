@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging, tags
+from cfs_tags import Repository
 from cfs_tags.formats import splitstream, splitwriter
-from cfs_tags.repo import contents
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags.repo import images
+from cfs_tags.repo.object_store import ObjectStore
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.tags import rows
+from cfs_tags.tags.names import resolve
 from cfs_tags.values import ContentId, Digest, ObjectId
+from support import tagging
 from support.images import (
     Image,
     Layer,
@@ -131,15 +135,15 @@ def ours(path: Path) -> dict[str, dict[str, object]]:
     """Our listing in the words of ``cfsctl oci images --json``."""
     found = {}
     with Repository.open(path) as repo:
-        for tag in tags.list_tags(repo, owners=("app", "bootc")):
+        for tag in rows.list_tags(repo, owners=("app", "bootc")):
             if tag.digest is None or tag.home != "shared":
                 continue
-            facts = tags.facts(contents.load(repo, tag.digest))
+            facts = rows.facts(images.load(repo, tag.digest))
             found[tag.name] = {
                 "name": tag.name,
                 "manifest_digest": str(tag.digest),
                 **facts._asdict(),
-                "referrer_count": len(tags.referrers(repo, tag.digest)),
+                "referrer_count": len(rows.referrers(repo, tag.digest)),
             }
     return found
 
@@ -165,20 +169,20 @@ def test_manifest_config_referrers_and_images_are_those_that_cfsctl_inspects(fil
     with Repository.open(filled) as repo:
         for name in NAMES:
             shown = cfsctl.json(filled, "oci", "inspect", name)
-            digest = tags.resolve(repo, name)
-            assert contents.raw_manifest(repo, digest).decode() == shown["manifest"]
-            assert contents.raw_config(repo, digest).decode() == shown["config"]
-            assert tags.referrers(repo, digest) == shown["referrers"] == []
-            erofs = contents.load(repo, digest).erofs
+            digest = resolve(repo, name)
+            assert images.raw_manifest(repo, digest).decode() == shown["manifest"]
+            assert images.raw_config(repo, digest).decode() == shown["config"]
+            assert rows.referrers(repo, digest) == shown["referrers"] == []
+            erofs = images.load(repo, digest).erofs
             assert erofs.get("composefs.image.v1") == shown["composefs_erofs"]
             assert erofs.get("composefs.image.boot.v1") == shown["composefs_boot_erofs"]
-            assert contents.missing_parts(repo, digest) == ()
+            assert images.missing_parts(repo, digest) == ()
 
 
 def test_layers_are_those_that_cfsctl_links(filled: Path, cfsctl: Cfsctl) -> None:
     with Repository.open(filled) as repo:
         for name in NAMES:
-            image = contents.load(repo, tags.resolve(repo, name))
+            image = images.load(repo, resolve(repo, name))
             manifest = json.loads(cfsctl.json(filled, "oci", "inspect", name)["manifest"])
             assert [layer.descriptor.digest for layer in image.layers] == [row["digest"] for row in manifest["layers"]]
             assert [layer.descriptor.size for layer in image.layers] == [row["size"] for row in manifest["layers"]]
@@ -190,7 +194,7 @@ def test_layers_are_those_that_cfsctl_links(filled: Path, cfsctl: Cfsctl) -> Non
 
 def test_every_layer_gives_the_tar_that_cfsctl_gives(filled: Path, cfsctl: Cfsctl) -> None:
     with Repository.open(filled) as repo:
-        image = contents.load(repo, tags.resolve(repo, NAMES[2]))
+        image = images.load(repo, resolve(repo, NAMES[2]))
         for layer in image.layers:
             assert layer.diff_id is not None
             assert layer.object is not None
@@ -208,7 +212,7 @@ def test_tags_that_we_make_are_listed_inspected_collected_around_and_untagged_by
     before = verdict(cfsctl, filled)
     bare = tree(filled)
     with Repository.open(filled, write=True) as repo:
-        one = tags.resolve(repo, NAMES[0])
+        one = resolve(repo, NAMES[0])
         for name in NAMES:
             made = f"ours/{name}"[: 200 if name.isalnum() else 80]
             tagging.create(repo, made, f"@{one}")
@@ -233,10 +237,10 @@ def test_tags_that_we_make_are_listed_inspected_collected_around_and_untagged_by
 
 def test_private_tags_and_leases_and_trash_are_roots_for_cfsctl_and_no_tags(filled: Path, cfsctl: Cfsctl) -> None:
     with Repository.open(filled, write=True) as repo:
-        one = tags.resolve(repo, NAMES[2])
+        one = resolve(repo, NAMES[2])
         tagging.delete(repo, [NAMES[2]])
         collected = cfsctl(filled, "gc", "-n").stdout
-        expires = tagging.expiry(3600)
+        expires = rows.expiry(3600)
         for make in (
             lambda: tagging.create(repo, "mine", f"@{one}", home="private"),
             lambda: tagging.create(repo, "mine", f"@{one}", expires=expires, force=True),
@@ -248,7 +252,7 @@ def test_private_tags_and_leases_and_trash_are_roots_for_cfsctl_and_no_tags(fill
             cfsctl(filled, "fsck")
     cfsctl(filled, "gc")
     with Repository.open(filled) as repo:
-        assert contents.missing_parts(repo, one) == ()
+        assert images.missing_parts(repo, one) == ()
 
 
 def test_real_subdirectories_are_listed_as_cfsctl_lists_them(filled: Path, cfsctl: Cfsctl) -> None:
@@ -265,7 +269,7 @@ def test_real_subdirectories_are_listed_as_cfsctl_lists_them(filled: Path, cfsct
     assert {"sub/app", "sub/deep/er/app:1", "sub/with/encoded", "enc/oded/x"} <= set(found)
     with Repository.open(filled) as repo:
         for name in found:
-            assert tags.resolve(repo, name) == found[name]["manifest_digest"]
+            assert resolve(repo, name) == found[name]["manifest_digest"]
 
 
 # -- what we write -----------------------------------------------------------------------------------------------------
@@ -278,8 +282,8 @@ def store_image(repo: WriteRepo, image: Image, layers: dict[str, ObjectId], *, c
         writer = splitwriter.Writer(repo.algorithm, kind)
         for name, target in named.items():
             writer.add_named_ref(name, target)
-        writer.add_external(repo.add_object(data), len(data))
-        return repo.add_stream(ContentId(content_id), writer.finish())
+        writer.add_external(ObjectStore(repo).add(data), len(data))
+        return ObjectStore(repo).add_stream(ContentId(content_id), writer.finish())
 
     config = put(
         f"oci-config-{image.config_digest}",
@@ -300,8 +304,10 @@ def store_artifact(repo: WriteRepo, artifact: Image, blobs: list[bytes]) -> None
     layers = {}
     for descriptor, blob in zip(artifact.manifest["layers"], blobs, strict=True):
         writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
-        writer.add_external(repo.add_object(blob), len(blob))
-        layers[descriptor["digest"]] = repo.add_stream(ContentId(f"oci-blob-{descriptor['digest']}"), writer.finish())
+        writer.add_external(ObjectStore(repo).add(blob), len(blob))
+        layers[descriptor["digest"]] = ObjectStore(repo).add_stream(
+            ContentId(f"oci-blob-{descriptor['digest']}"), writer.finish()
+        )
     store_image(repo, artifact, layers, config_refs=False)
 
 
@@ -317,9 +323,9 @@ def test_an_image_that_we_write_is_read_by_cfsctl_byte_for_byte(empty: Path, tmp
         writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_LAYER)
         at = layer.tar.index(random_bytes("a", 5000))
         writer.add_inline(layer.tar[:at])
-        writer.add_external(repo.add_object(layer.tar[at : at + 5000]), 5000)
+        writer.add_external(ObjectStore(repo).add(layer.tar[at : at + 5000]), 5000)
         writer.add_inline(layer.tar[at + 5000 :])
-        stored = repo.add_stream(ContentId(f"oci-layer-{layer.diff_id}"), writer.finish())
+        stored = ObjectStore(repo).add_stream(ContentId(f"oci-layer-{layer.diff_id}"), writer.finish())
         store_image(repo, image, {layer.diff_id: stored}, config_refs=True)
         tagging.create(repo, "app", f"@{image.manifest_digest}")
 
@@ -356,14 +362,14 @@ def test_artifacts_and_referrers_that_we_write_are_shown_by_both(empty: Path, tm
             place.symlink_to(link_to(artifact.manifest_digest, 3))
         tagging.create(repo, "sig", f"@{made[0]}")
 
-        loaded = contents.load(repo, made[0])
+        loaded = images.load(repo, made[0])
         assert loaded.config is None
         assert [layer.object for layer in loaded.layers] == [
             repo.stream_object(ContentId.blob(layer.descriptor.digest)) for layer in loaded.layers
         ]
         assert loaded.manifest.subject is not None
         assert loaded.manifest.subject.digest == subject.manifest_digest
-        assert tags.referrers(repo, Digest.parse(subject.manifest_digest)) == sorted(made)
+        assert rows.referrers(repo, Digest.parse(subject.manifest_digest)) == sorted(made)
 
     assert ours(empty) == theirs(cfsctl, empty)
     assert ours(empty)["web"]["referrer_count"] == 3
@@ -377,8 +383,8 @@ def test_artifacts_and_referrers_that_we_write_are_shown_by_both(empty: Path, tm
     cfsctl(empty, "gc")
     cfsctl.assert_healthy(empty)
     with Repository.open(empty) as reader:
-        assert tags.referrers(reader, Digest.parse(subject.manifest_digest)) == sorted(made)
-        assert all(contents.missing_parts(reader, digest) == () for digest in made)
+        assert rows.referrers(reader, Digest.parse(subject.manifest_digest)) == sorted(made)
+        assert all(images.missing_parts(reader, digest) == () for digest in made)
 
 
 def test_an_artifact_is_tagged_shared_in_a_bootc_repository(empty: Path, tmp_path: Path, cfsctl: Cfsctl) -> None:

@@ -16,7 +16,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cfs_tags.errors import ExpectationFailed, FormatError
-from cfs_tags.formats import bootc, bootentry, bootorder, erofs, pe
+from cfs_tags.formats import erofs, erofstree
+from cfs_tags.formats.boot.bls import BootEntry, parse_boot_entry
+from cfs_tags.formats.boot.cmdline import composefs_arguments
+from cfs_tags.formats.boot.grub import GrubMenu, parse_grub_environment, parse_grub_script
+from cfs_tags.formats.boot.order import GRUB, SYSTEMD_BOOT, boot_order, compare_versions
+from cfs_tags.formats.boot.origin import origin_with_manifest_digest, parse_imginfo, parse_origin, parse_staged
+from cfs_tags.formats.boot.uki import uki_cmdline
 from cfs_tags.values import Algorithm, Digest
 from support.peers import Cfsctl
 from support.scanning import scanned_refs
@@ -34,26 +40,34 @@ def uki(data: bytes) -> None:
     def read(offset: int, length: int) -> bytes:
         return data[offset : offset + length]
 
-    pe.uki_cmdline(read, len(data))
+    uki_cmdline(read, len(data))
 
 
 def all_of_an_image(data: bytes) -> None:
     erofs.check_image(data)
     for path in ("/", "usr/lib/os-release", "usr/bin", "etc/os-release"):
-        erofs.listdir(data, path)
-        erofs.read_path(data, path)
+        erofstree.listdir(data, path)
+        erofstree.read_path(data, path)
     for algorithm in Algorithm:
         exact = erofs.object_refs(data, algorithm)
         assert exact <= scanned_refs(data, algorithm)
 
 
+def grub(data: bytes) -> None:
+    script = parse_grub_script(data)
+    menu = GrubMenu((script,), {}, "/grub2", whole=True)
+    menu.entries(script)
+    list(menu.sources(script))
+
+
 PARSERS: list[Callable[[bytes], object]] = [
-    bootc.parse_origin,
-    bootc.parse_imginfo,
-    bootc.parse_staged,
-    bootentry.parse_boot_entry,
-    bootentry.parse_grub_config,
-    bootentry.composefs_arguments,
+    parse_origin,
+    parse_imginfo,
+    parse_staged,
+    parse_boot_entry,
+    grub,
+    parse_grub_environment,
+    composefs_arguments,
     uki,
     all_of_an_image,
 ]
@@ -84,7 +98,7 @@ def test_any_words_give_a_value_or_a_refusal(parse: Callable[[bytes], object], w
     value_or_refusal(parse, "".join(words).encode())
 
 
-@pytest.mark.parametrize("parse", [bootc.parse_imginfo, bootc.parse_staged])
+@pytest.mark.parametrize("parse", [parse_imginfo, parse_staged])
 @pytest.mark.parametrize("data", [b"[" * 50_000, b'{"a":' * 10_000, b'{"depl_id": ' + b"9" * 9000 + b"}", b'"\\ud800"'])
 def test_hostile_json_is_refused(parse: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(FormatError):
@@ -102,15 +116,15 @@ def test_a_digest_is_added_and_nothing_else_changes(words: list[str]) -> None:
     data = "".join(words).encode()
     digest = Digest("sha256:" + "1" * 64)
     try:
-        before = bootc.parse_origin(data)
-        after = bootc.origin_with_manifest_digest(data, digest)
+        before = parse_origin(data)
+        after = origin_with_manifest_digest(data, digest)
     except (FormatError, ExpectationFailed):
         return
 
-    origin = bootc.parse_origin(after)
+    origin = parse_origin(after)
     assert origin.manifest_digest == digest
     # the same when asked again
-    assert bootc.origin_with_manifest_digest(after, digest) == after
+    assert origin_with_manifest_digest(after, digest) == after
     # one piece was put in; before and after it stands what stood there
     piece = len(after) - len(data)
     assert any(after[:at] + after[at + piece :] == data for at in range(len(data) + 1))
@@ -127,23 +141,23 @@ versions = st.text("012aA~-^. +", max_size=8)
 
 @given(versions, versions, versions)
 def test_versions_have_one_order(first: str, second: str, third: str) -> None:
-    assert bootorder.compare_versions(first, first) == 0
-    assert bootorder.compare_versions(first, second) == -bootorder.compare_versions(second, first)
-    if bootorder.compare_versions(first, second) <= 0 and bootorder.compare_versions(second, third) <= 0:
-        assert bootorder.compare_versions(first, third) <= 0
+    assert compare_versions(first, first) == 0
+    assert compare_versions(first, second) == -compare_versions(second, first)
+    if compare_versions(first, second) <= 0 and compare_versions(second, third) <= 0:
+        assert compare_versions(first, third) <= 0
 
 
 @given(st.lists(st.tuples(st.text("ab01.-", max_size=6), versions, st.sampled_from([None, "a", "b"])), max_size=8))
 def test_entries_have_the_same_order_however_they_are_listed(listed: list[tuple[str, str, str | None]]) -> None:
     entries = [
-        (name, bootentry.BootEntry(version=version, sort_key=key or "x"))
+        (name, BootEntry(version=version, sort_key=key or "x"))
         for name, (version, key) in {name: (version, key) for name, version, key in listed}.items()
     ]
-    for loader in (bootorder.GRUB, bootorder.SYSTEMD_BOOT):
-        order = bootorder.boot_order(entries, loader)
-        assert bootorder.boot_order(entries[::-1], loader) == order
+    for loader in (GRUB, SYSTEMD_BOOT):
+        order = boot_order(entries, loader)
+        assert boot_order(entries[::-1], loader) == order
         assert sorted(name for name, _ in order) == sorted(name for name, _ in entries)
-    for (_, first), (_, second) in pairwise(bootorder.boot_order(entries, bootorder.SYSTEMD_BOOT)):
+    for (_, first), (_, second) in pairwise(boot_order(entries, SYSTEMD_BOOT)):
         assert (first.sort_key or "") <= (second.sort_key or "")
 
 
@@ -196,7 +210,7 @@ def test_a_damaged_image_gives_a_value_or_a_refusal(
         value_or_refusal(all_of_an_image, whole[: cut % len(whole)])
 
 
-# -- images that nobody made -------------------------------------------------------------------------------------------
+# -- images that no program makes ---------------------------------------------------------------------------------------
 
 
 class Xattr(NamedTuple):
@@ -324,7 +338,7 @@ def test_a_directory_that_contains_itself_ends() -> None:
     image = crafted((FIRST * 32, inode(0o040755, 2, len(block)) + block))
 
     assert erofs.object_refs(image, Algorithm.SHA512) == set()
-    assert erofs.listdir(image, "/again/again/again") == ("again",)
+    assert erofstree.listdir(image, "/again/again/again") == ("again",)
 
 
 def bomb() -> bytes:
@@ -345,7 +359,7 @@ def test_directories_that_share_their_blocks_are_refused_before_they_take_long()
     with pytest.raises(FormatError, match="more data than the image has"):
         erofs.object_refs(image, Algorithm.SHA512)
     with pytest.raises(FormatError, match="more data than the image has"):
-        erofs.read_path(image, "".join(f"/{nid:03x}" for nid in range(FIRST, FIRST + 100)))
+        erofstree.read_path(image, "".join(f"/{nid:03x}" for nid in range(FIRST, FIRST + 100)))
 
     assert time.process_time() - start < 1
 
@@ -362,7 +376,7 @@ def test_a_name_that_would_lead_elsewhere_is_refused() -> None:
     image = crafted((FIRST * 32, inode(0o040755, 2, len(block)) + block))
 
     with pytest.raises(FormatError, match="slash"):
-        erofs.listdir(image, "/")
+        erofstree.listdir(image, "/")
 
 
 def test_links_that_grow_without_end_are_given_up() -> None:
@@ -373,5 +387,5 @@ def test_links_that_grow_without_end_are_given_up() -> None:
     image = crafted((FIRST * 32, inode(0o040755, 2, len(block)) + block), (256 * 32, link))
     start = time.process_time()
 
-    assert erofs.read_path(image, "/link/" * 1000) is None
+    assert erofstree.read_path(image, "/link/" * 1000) is None
     assert time.process_time() - start < 1

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from cfs_tags.errors import FormatError, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.errors import FormatError, UnsupportedError
 from cfs_tags.formats import oci, repometa, splitstream
 from cfs_tags.formats.fsverity import Measurer, measure
 from cfs_tags.formats.repometa import RepoMeta
 from cfs_tags.formats.splitwriter import Writer
 from cfs_tags.values import Algorithm, ObjectId
 
-REFUSALS = (FormatError, UnsupportedFeature, UnsupportedVersion)
+REFUSALS = (FormatError, UnsupportedError)
 
 algorithms = st.sampled_from(Algorithm)
 sizes = st.integers(0, 1 << 40)
@@ -31,7 +31,6 @@ def ids(algorithm: Algorithm) -> st.SearchStrategy[ObjectId]:
 
 
 def read_all_of_a_stream(data: bytes) -> None:
-    splitstream.parse_refs(data)
     stream = splitstream.parse(data)
     assert len(stream.stream_refs) * stream.algorithm.size == len(stream.raw_stream_refs)
     assert len(stream.object_refs) * stream.algorithm.size == len(stream.raw_object_refs)
@@ -182,7 +181,8 @@ def test_a_stream_is_read_as_it_was_written(data: st.DataObject, algorithm: Algo
     assert list(stream.named_refs) == sorted(named)
     assert stream.stream_refs == tuple(dict.fromkeys(named.values()))
     assert stream.object_refs == tuple(dict.fromkeys(item for item in expected if isinstance(item, ObjectId)))
-    assert list(splitstream.chunks(stream, by_id.__getitem__)) == expected
+    assert list(splitstream.chunks(stream)) == expected
+    splitstream.check_size(stream, [by_id[digest] for digest in stream.object_refs])
 
 
 flags = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=10), max_size=3).map(tuple)

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from cfs_tags import tagging, tags
-from cfs_tags.errors import InvalidTagName
-from cfs_tags.formats import layout
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags import Repository
+from cfs_tags.errors import UsageError
+from cfs_tags.repo import layout
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit, history, rows
+from cfs_tags.tags.instructions import Instruction
 from cfs_tags.values import MAX_NAME_BYTES, TagName
-from support import stock
+from support import stock, tagging
 from support.peers import Cfsctl
 from support.stock import SHARED, dangling, digest_of, error_of, fill, hard_copy, leftovers, link_to
 
@@ -29,7 +32,7 @@ ANY_NAME = st.text(st.sampled_from("/%25F2aé:@.-_ \n\0{}"), max_size=100) | st.
 def made(text: str) -> TagName:
     try:
         return TagName.parse(text)
-    except InvalidTagName:
+    except UsageError:
         assume(False)
         raise
 
@@ -65,7 +68,7 @@ def test_any_text_may_be_made_or_is_refused_with_its_rule(text: str) -> None:
         assert text.isprintable()
         assert text[0] not in "@-"
     else:
-        assert isinstance(error, InvalidTagName)
+        assert error.code == "invalid-tag-name"
         assert error.rule
         assert str(error).isprintable()
 
@@ -95,7 +98,7 @@ def test_decoding_is_that_of_cfsctl(filled_repo, cfsctl: Cfsctl) -> None:  # typ
         (path / SHARED / component).symlink_to(target)
 
     with Repository.open(path) as repo:
-        ours = sorted(tag.name for tag in tags.list_tags(repo))
+        ours = sorted(tag.name for tag in rows.list_tags(repo))
     assert ours == sorted(row["name"] for row in cfsctl.json(path, "oci", "images", "--json")["images"])
 
 
@@ -197,7 +200,7 @@ def restore(name: str) -> Step:
 def update(lines: list[tuple[str, str, str, str | None]]) -> Step:
     def real(repo: WriteRepo, digest: dict[str, str]) -> object:
         instructions = [
-            tagging.Instruction(
+            Instruction(
                 verb,
                 name,
                 f"@{digest[image]}" if verb in ("create", "move") else None,
@@ -205,7 +208,7 @@ def update(lines: list[tuple[str, str, str, str | None]]) -> Step:
             )
             for verb, name, image, expected in lines
         ]
-        return tagging.apply(repo, lambda: tagging.plan(repo, instructions))
+        return run.transact(repo, lambda: edit.plan(repo, instructions))
 
     def model(model: Model) -> None:
         if len({name for _, name, _, _ in lines}) < len(lines):
@@ -288,12 +291,12 @@ def modelled(model: Model, step: Step) -> bool:
 
 def assert_equal(path: Path, digest: dict[str, str], model: Model) -> None:
     with Repository.open(path) as repo:
-        found = {tag.name: (tag.home, tag.digest) for tag in tags.list_tags(repo) if not tag.name.startswith("held/")}
+        found = {tag.name: (tag.home, tag.digest) for tag in rows.list_tags(repo) if not tag.name.startswith("held/")}
         assert found == {name: (home, digest[image]) for name, (home, image) in model.tags.items()}
-        trashed = sorted((tag.name.removeprefix("@trash/"), tag.digest) for tag in tags.trash(repo))
+        trashed = sorted((tag.name.removeprefix("@trash/"), tag.digest) for tag in rows.trash(repo))
         assert trashed == sorted((name, digest[image]) for name, images in model.trash.items() for image in images)
         for name, past in model.past.items():
-            lines = tags.log(repo, name)
+            lines = history.log(repo, name)
             assert [line.new for line in reversed(lines)] == [digest[image] if image else None for image in past]
             assert not [line for line in lines if line.entry.action == "found"]
     assert leftovers(path) == []
@@ -353,9 +356,9 @@ def test_two_processes_at_the_same_time_lose_nothing(stocked: Path, ram: Path) -
     assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
 
     with Repository.open(path) as repo:
-        names = {tag.name for tag in tags.list_tags(repo)}
+        names = {tag.name for tag in rows.list_tags(repo)}
         assert {f"own/{who}/{number}" for who in range(2) for number in range(25)} <= names
-        lines = tags.log(repo, "shared")
+        lines = history.log(repo, "shared")
     assert not [line for line in lines if line.entry.action == "found"]
     assert all(newer.old == older.new for newer, older in itertools.pairwise(lines))
     assert leftovers(path) == []

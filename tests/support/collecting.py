@@ -10,17 +10,22 @@ from typing import Any
 import pytest
 
 from cfs_tags import Repository, gc
+from cfs_tags.host.sysroot import SysrootView
 from cfs_tags.repo.lock import Lock
-from cfs_tags.sysroot import SysrootView
 from support.sysroots import Host
 
-__all__ = ["at_slice", "collect", "plan", "removed_nothing", "unresolve"]
+SMALL_SLICES = gc.Pace(slice=0.0005, pause=0.0, threads=1, batch=1)
+"""A few deletions each: the time is over at the second look at the clock."""
+USUAL = gc.Pace()
+NO_PAUSE = gc.Pace(pause=0.0)
+
+__all__ = ["NO_PAUSE", "SMALL_SLICES", "USUAL", "at_slice", "collect", "plan", "removed_nothing", "unresolve"]
 
 
-def collect(path: Path, view: Callable[[], SysrootView] | None = None, **options: Any) -> gc.GcResult:
+def collect(path: Path, view: Callable[[], SysrootView] | None = None, *, pace: gc.Pace = USUAL, **options: Any) -> gc.GcResult:
     """Collect with these :class:`~cfs_tags.gc.GcOptions`."""
     with Repository.open(path, write=True) as repo:
-        return gc.collect(repo, gc.GcOptions(**options), view, timeout=20.0)
+        return gc.collect(repo, gc.GcOptions(**options), view, timeout=20.0, pace=pace)
 
 
 def plan(path: Path, view: SysrootView | None = None, **options: Any) -> gc.GcPlan:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from cfs_tags import Repository
 from cfs_tags.formats import splitstream, splitwriter
+from cfs_tags.repo.object_store import ObjectStore
 from cfs_tags.values import ContentId, ObjectId
 from support.images import app_image, base_layer, host_image, pull_image, random_bytes
 from support.peers import Cfsctl
@@ -87,8 +88,8 @@ def add_stream(
         if inside:
             writer.add_inline(inside)
         for data in objects:
-            writer.add_external(opened.add_object(data), len(data))
-        return str(opened.add_stream(ContentId.trusted(content_id), writer.finish()))
+            writer.add_external(ObjectStore(opened).add(data), len(data))
+        return str(ObjectStore(opened).add_stream(ContentId.trusted(content_id), writer.finish()))
 
 
 def add_artifact(repo: Path, name: str, subject: str | None = None, *, ref: str | None = None) -> str:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cfs_tags import Repository
-from cfs_tags.apps import exporting, importing, sources
-from cfs_tags.apps.importing import Imported, Options
-from cfs_tags.apps.workplace import Machine
+from cfs_tags.apps.exporting.export import Exported, parse_destination, plan_export, run_export
+from cfs_tags.apps.importing.choose import Options
+from cfs_tags.apps.importing.plan import plan_import
+from cfs_tags.apps.importing.run import Imported, run_import
+from cfs_tags.apps.importing.source import open_source
+from cfs_tags.apps.workdir import Machine
 
 __all__ = ["export_image", "import_image", "machine"]
 
@@ -23,18 +26,18 @@ def machine() -> Machine:
 def import_image(
     path: Path, source: str, name: str | None = "app", options: Options | None = None, **keywords: Any
 ) -> Imported:
-    """Import into the repository at ``path``; keywords are those of :func:`cfs_tags.apps.importing.execute`."""
+    """Import into the repository at ``path``; keywords are those of :func:`cfs_tags.apps.importing.run.run_import`."""
     wanted = options or Options()
     with Repository.open(path, write=True) as repo:
-        opened = sources.open_source(source, machine(), wanted.limit)
+        opened = open_source(source, machine(), wanted.limit)
         try:
-            return importing.execute(repo, opened, lambda: importing.plan(repo, opened, name, wanted), **keywords)
+            return run_import(repo, opened, lambda: plan_import(repo, opened, name, wanted), **keywords)
         finally:
             opened.close()
 
 
-def export_image(path: Path, name: str, destination: str, compression: str = "none", **keywords: Any) -> exporting.Exported:
-    """Export from the repository at ``path``; keywords are those of :func:`cfs_tags.apps.exporting.execute`."""
-    where = exporting.parse_destination(destination)
+def export_image(path: Path, name: str, destination: str, compression: str = "none", **keywords: Any) -> Exported:
+    """Export from the repository at ``path``; keywords are those of :func:`cfs_tags.apps.exporting.export.run_export`."""
+    where = parse_destination(destination)
     with Repository.open(path) as repo:
-        return exporting.execute(repo, lambda: exporting.plan(repo, name, where, compression), machine(), **keywords)
+        return run_export(repo, lambda: plan_export(repo, name, where, compression), machine(), **keywords)

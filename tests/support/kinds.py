@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cfs_tags import tagging
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags import Repository
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction.run import transact
+from cfs_tags.tags import edit
+from cfs_tags.tags.instructions import Instruction, parse_instructions
+from support import tagging
 from support.stock import digest_of, hard_copy, reset, tags
 
 __all__ = ["KINDS", "Kind", "Subject", "run", "write_next"]
@@ -55,8 +59,8 @@ def _batch(repo: WriteRepo, digest: Digests) -> None:
         "delete d",
         "verify absent absent",
     ]
-    instructions = list(tagging.parse_instructions(lines))
-    tagging.apply(repo, lambda: tagging.plan(repo, instructions))
+    instructions = list(parse_instructions(lines))
+    transact(repo, lambda: edit.plan(repo, instructions), command=edit.asked_instructions(instructions))
 
 
 KINDS: dict[str, Kind] = {
@@ -133,7 +137,7 @@ def write_next(path: Path) -> tuple[str, ...]:
     """The next writer: recovers first, then makes and removes a tag; gives the transactions that it took back."""
     digest = digest_of(path, "four")
     with Repository.open(path, write=True) as repo:
-        instruction = tagging.Instruction("create", "next", f"@{digest}")
-        outcome = tagging.apply(repo, lambda: tagging.plan(repo, [instruction]))[1]
+        instruction = Instruction("create", "next", f"@{digest}")
+        transact(repo, lambda: edit.plan(repo, [instruction]))
         tagging.delete(repo, ["next"])
-    return tuple(error.transaction for error in outcome.abandoned)
+        return tuple(error.facts()["transaction"] for error in repo.recovered if error.code == "transaction-abandoned")

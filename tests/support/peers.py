@@ -19,7 +19,7 @@ import pytest
 
 __all__ = ["CFSCTL_VERSION", "MISSING", "PEERS", "Cfsctl", "clean_environment", "find_peer", "no_peer", "peer_or_skip"]
 
-PEERS = ("cfsctl", "skopeo", "umoci", "podman", "crane", "conformance")
+PEERS = ("cfsctl", "skopeo", "umoci", "podman", "crane", "conformance", "registry", "chromium")
 """Names of fixtures and of programs."""
 
 CFSCTL_VERSION = (0, 9, 4)
@@ -100,6 +100,9 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 def find_peer(name: str) -> Path | None:
     """Where it is: named by ``CFS_TAGS_<NAME>``, built by ``.ci/run`` into its cache folder, or on the path."""
+    if name == "chromium":  # the small one without a window, as Debian calls it
+        found = shutil.which("chromium-headless-shell") or shutil.which(name)
+        return Path(found) if found else None
     named = os.environ.get(f"CFS_TAGS_{name.upper()}")
     if named:
         return Path(named) if os.access(named, os.X_OK) else None

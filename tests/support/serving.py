@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import http.client
 import json
@@ -14,20 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from cfs_tags import Repository
-from cfs_tags.apps import httpd
-from cfs_tags.apps.filling import Fillers
-from cfs_tags.apps.httpd import Server
-from cfs_tags.apps.served import Catalog
-from cfs_tags.repo.store import ReadRepo
+from cfs_tags.registry.app import Limits, Registry
+from cfs_tags.registry.catalog import Catalog
+from cfs_tags.registry.server import ConnectionLimits, server
 
-__all__ = ["Program", "Response", "Served", "client", "exclusive", "fetch", "program", "serving"]
+__all__ = ["Program", "Response", "Served", "client", "exclusive", "fetch", "memory_of", "program", "serving"]
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -96,6 +93,12 @@ def exclusive(repo: Path, seconds: float) -> float:
         os.close(fd)
 
 
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process has for itself, its part of what it shares included (PSS)."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(next(line.split()[1] for line in rollup.splitlines() if line.startswith("Pss:"))) << 10
+
+
 class Served(NamedTuple):
     """A registry in this process: its address and what it has logged."""
 
@@ -108,32 +111,21 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(repo: Path, allow: Sequence[str] = (), lock_timeout: float = 5.0) -> Iterator[Served]:
+def serving(
+    repo: Path, allow: Sequence[str] = (), limits: Limits | None = None, connections: ConnectionLimits | None = None
+) -> Iterator[Served]:
     """Serve a repository from a thread of this process."""
     log: list[str] = []
-    ready = threading.Event()
-    running: list[tuple[asyncio.AbstractEventLoop, Server]] = []
-
-    def run(opened: ReadRepo, fillers: Fillers) -> None:
-        async def main() -> None:
-            server = Server(opened, Catalog(opened, allow), fillers, [listener], log.append, lock_timeout)
-            running.append((asyncio.get_running_loop(), server))
-            ready.set()
-            await server.run()
-
-        asyncio.run(main())
-
-    with Repository.open(repo) as opened, Fillers(opened, httpd.BODIES) as fillers:
+    with Repository.open(repo) as opened, closing(Registry(opened, Catalog(opened, allow), log.append, limits)) as registry:
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         address = "{}:{}".format(*listener.getsockname())
-        thread = threading.Thread(target=run, args=(opened, fillers))
+        running = server(registry, connections)
+        thread = threading.Thread(target=running.run, args=([listener],))
         thread.start()
-        assert ready.wait(20)
         try:
             yield Served(address, log)
         finally:
-            loop, server = running[0]
-            loop.call_soon_threadsafe(server.stop)
+            running.should_exit = True
             thread.join(30)
             assert not thread.is_alive()
             assert not [line for line in log if "internal error" in line]

@@ -21,9 +21,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from cfs_tags import Repository, gc, tagging, tags
+from cfs_tags import Repository, gc
 from cfs_tags.errors import IncompleteTarget, TagNotFound, TargetNotFound
-from cfs_tags.gc import sweeping
+from cfs_tags.tags import rows
+from support import tagging
 from support.garbage import content, object_of, parse_stream
 
 DEADLINE = 60.0
@@ -130,18 +131,18 @@ class Tagger(Role):
             action = self.random.choice(["create", "create", "lease", "delete", "trash"])
             try:
                 if action in ("create", "lease"):
-                    found = [row.digest for row in tags.list_tags(repo) if row.digest]
+                    found = [row.digest for row in rows.list_tags(repo) if row.digest]
                     if not found:
                         return
                     target = f"@{self.random.choice(found)}"
                     if action == "lease":
-                        tagging.create(repo, f"lease-{name}", target, expires=tagging.expiry(1), force=True)
+                        tagging.create(repo, f"lease-{name}", target, expires=rows.expiry(1), force=True)
                     else:
                         tagging.create(repo, name, target, force=True, home=self.random.choice(["shared", "private"]))
                 elif action == "delete":
                     tagging.delete(repo, [name])
                 else:
-                    tagging.delete(repo, [name], expires=tagging.expiry(1))
+                    tagging.delete(repo, [name], expires=rows.expiry(1))
             except (TagNotFound, TargetNotFound, IncompleteTarget):
                 action = "too late"
         self.done[action] += 1
@@ -153,14 +154,16 @@ class Collector(Role):
 
     def step(self) -> int:
         """Collect, in very small slices; none of its waits may be longer than the deadline."""
-        sweeping.SLICE = self.random.choice([0.001, 0.005, 0.02])
-        sweeping.BATCH = self.random.choice([1, 2, 5])
-        sweeping.THREADS = self.random.choice([1, 2, 8])
+        pace = gc.Pace(
+            slice=self.random.choice([0.001, 0.005, 0.02]),
+            threads=self.random.choice([1, 2, 8]),
+            batch=self.random.choice([1, 2, 5]),
+        )
         options = gc.GcOptions(
             free_bytes=self.random.choice([None, None, None, 20_000]), prune_referrers=self.random.random() < 0.3
         )
         with Repository.open(self.repo, write=True) as repo:
-            made = gc.collect(repo, options, timeout=DEADLINE)
+            made = gc.collect(repo, options, timeout=DEADLINE, pace=pace)
         self.done["collections"] += 1
         self.done["slices"] += made.slices
         self.done["objects"] += made.swept.objects

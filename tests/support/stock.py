@@ -48,7 +48,7 @@ SHARED = "streams/refs/oci"
 PRIVATE = "streams/refs/cfs-tags/tags"
 NEED_ROOM = (
     *("make_directory", "make_link", "create_file", "replace_file", "rewrite_file"),
-    *("append", "open_unnamed", "write", "adopt_object"),
+    *("append", "open_unnamed", "write", "adopt_object", "add_name"),
 )
 """Operations of ``fsops`` that a full disk refuses; renaming, removing and syncing need no room."""
 

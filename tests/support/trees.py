@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Node", "copy_tree", "tree", "unpack"]
+__all__ = ["Node", "copy_tree", "node_of", "tree", "unpack"]
 
 
 class Node(NamedTuple):
@@ -40,13 +40,14 @@ def tree(path: Path, exclude: Collection[str] = ()) -> dict[str, Node]:
                 name = f"{parent}{entry.name}"
                 if name in exclude:
                     continue
-                found[name] = _node(Path(entry.path))
+                found[name] = node_of(Path(entry.path))
                 if found[name].kind == "dir":
                     pending.append(f"{name}/")
     return dict(sorted(found.items()))
 
 
-def _node(path: Path) -> Node:
+def node_of(path: Path) -> Node:
+    """The :class:`Node` of one entry; a link is not followed."""
     status = path.lstat()
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISLNK(status.st_mode):

@@ -1,4 +1,4 @@
-"""Origins, saved manifests and the staged deployment: as bootc wrote them, and as nobody should."""
+"""Origins, saved manifests and the staged deployment: as bootc wrote them, and malformed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from pathlib import Path
 import pytest
 
 from cfs_tags.errors import ExpectationFailed, FormatError
-from cfs_tags.formats import bootc
-from cfs_tags.formats.bootc import ImageReference, Staged
+from cfs_tags.formats.boot.origin import (
+    MAX_IMGINFO,
+    MAX_ORIGIN,
+    ImageReference,
+    Origin,
+    Staged,
+    origin_with_manifest_digest,
+    parse_image_reference,
+    parse_imginfo,
+    parse_origin,
+    parse_staged,
+)
+from cfs_tags.formats.boot.paths import STAGED_DEPLOYMENT, STATE_DEPLOY, deployment_of_mount_source, imginfo_name, origin_name
 from cfs_tags.values import DeploymentId, Digest
 
 ID = DeploymentId("6c19d984" * 16)
@@ -37,7 +48,7 @@ OLD = WRITTEN[: WRITTEN.index(b"\n[image]")]
 
 
 def test_an_origin_as_bootc_writes_it() -> None:
-    found = bootc.parse_origin(WRITTEN)
+    found = parse_origin(WRITTEN)
 
     assert found.reference == "ostree-unverified-image:docker://quay.io/org/os:1"
     assert found.image == ImageReference("ostree-unverified-image", "docker", "quay.io/org/os:1")
@@ -48,24 +59,24 @@ def test_an_origin_as_bootc_writes_it() -> None:
 
 
 def test_what_an_origin_does_not_say_is_none() -> None:
-    found = bootc.parse_origin(b"[boot]\nboot_type=uki\n")
+    found = parse_origin(b"[boot]\nboot_type=uki\n")
 
-    assert found == bootc.Origin(None, "uki", None, None, {"boot": {"boot_type": "uki"}}, ())
+    assert found == Origin(None, "uki", None, None, {"boot": {"boot_type": "uki"}}, ())
     assert found.image is None
     assert found.image_name is None
 
 
 def test_an_empty_origin_says_nothing() -> None:
-    assert bootc.parse_origin(b"").sections == {}
+    assert parse_origin(b"").sections == {}
 
 
 def test_crlf_ends_a_line() -> None:
-    assert bootc.parse_origin(WRITTEN.replace(b"\n", b"\r\n")) == bootc.parse_origin(WRITTEN)
+    assert parse_origin(WRITTEN.replace(b"\n", b"\r\n")) == parse_origin(WRITTEN)
 
 
 def test_of_two_equal_keys_the_last_counts_and_is_a_problem() -> None:
     # also where the section starts again
-    found = bootc.parse_origin(WRITTEN + b"[boot]\nboot_type = uki\n[image]\nmanifest_digest = " + OTHER.encode())
+    found = parse_origin(WRITTEN + b"[boot]\nboot_type = uki\n[image]\nmanifest_digest = " + OTHER.encode())
 
     assert found.boot_type == "uki"
     assert found.manifest_digest == OTHER
@@ -76,35 +87,35 @@ def test_of_two_equal_keys_the_last_counts_and_is_a_problem() -> None:
 
 
 def test_the_same_value_twice_is_no_problem() -> None:
-    assert bootc.parse_origin(OLD + OLD).problems == ()
+    assert parse_origin(OLD + OLD).problems == ()
 
 
 def test_keys_before_any_section_are_not_those_of_a_section() -> None:
-    found = bootc.parse_origin(b"manifest_digest = " + MANIFEST.encode() + b"\n" + OLD)
+    found = parse_origin(b"manifest_digest = " + MANIFEST.encode() + b"\n" + OLD)
 
     assert found.manifest_digest is None
     assert found.sections[""] == {"manifest_digest": MANIFEST}
 
 
 def test_sections_that_are_not_known_are_kept() -> None:
-    assert bootc.parse_origin(OLD + b"[x]\ny = z = 1\n").sections["x"] == {"y": "z = 1"}
+    assert parse_origin(OLD + b"[x]\ny = z = 1\n").sections["x"] == {"y": "z = 1"}
 
 
 def test_a_comment_starts_anywhere_also_within_a_value() -> None:
-    found = bootc.parse_origin(b"; first\n[origin] # here\ncontainer-image-reference = oci:/a#b\n[boot]\nboot_type=bls;\n")
+    found = parse_origin(b"; first\n[origin] # here\ncontainer-image-reference = oci:/a#b\n[boot]\nboot_type=bls;\n")
 
     assert found.reference == "oci:/a"
     assert found.boot_type == "bls"
 
 
-def test_names_are_told_apart_by_case() -> None:
-    assert bootc.parse_origin(b"[Image]\nmanifest_digest = x\n[image]\nManifest_Digest = x\n").manifest_digest is None
+def test_names_differ_by_case() -> None:
+    assert parse_origin(b"[Image]\nmanifest_digest = x\n[image]\nManifest_Digest = x\n").manifest_digest is None
 
 
 @pytest.mark.parametrize("value", [b"", b"sha256:12", b"SHA256:" + b"a" * 64, b"02aeae61" * 8])
 def test_a_digest_that_is_none_is_a_problem_and_not_an_error(value: bytes) -> None:
     # bootc fails on it as a whole
-    found = bootc.parse_origin(OLD + b"[image]\nmanifest_digest = " + value + b"\n")
+    found = parse_origin(OLD + b"[image]\nmanifest_digest = " + value + b"\n")
 
     assert found.manifest_digest is None
     assert found.reference is not None
@@ -114,7 +125,7 @@ def test_a_digest_that_is_none_is_a_problem_and_not_an_error(value: bytes) -> No
 
 @pytest.mark.parametrize("value", [b"quay.io/org/os:1", b"ostree-unverified-image:docker:quay.io/x", b""])
 def test_a_reference_that_bootc_could_not_split_is_a_problem_and_shown_whole(value: bytes) -> None:
-    found = bootc.parse_origin(b"[origin]\ncontainer-image-reference = " + value + b"\n[boot]\nboot_type=bls\n")
+    found = parse_origin(b"[origin]\ncontainer-image-reference = " + value + b"\n[boot]\nboot_type=bls\n")
 
     assert found.image is None
     assert found.image_name == value.decode()
@@ -123,7 +134,7 @@ def test_a_reference_that_bootc_could_not_split_is_a_problem_and_shown_whole(val
 
 @pytest.mark.parametrize("value", [b"[boot]\nboot_type = grub\n", b"[boot]\n", b""])
 def test_a_boot_type_that_bootc_does_not_know_is_a_problem(value: bytes) -> None:
-    assert any("boot_type is neither bls nor uki" in problem for problem in bootc.parse_origin(value).problems)
+    assert any("boot_type is neither bls nor uki" in problem for problem in parse_origin(value).problems)
 
 
 @pytest.mark.parametrize(
@@ -136,40 +147,38 @@ def test_a_boot_type_that_bootc_does_not_know_is_a_problem(value: bytes) -> None
         (b"[boot]\n\xff = 1\n", 7, "UTF-8"),
         (b"\xff\xfe[\0b\0", 0, "UTF-8"),
         (b"\0" * 400, 0, "[section], key = value or a comment"),
-        (b"#" * (bootc.MAX_ORIGIN + 1), bootc.MAX_ORIGIN, "at most 65536 bytes"),
+        (b"#" * (MAX_ORIGIN + 1), MAX_ORIGIN, "at most 65536 bytes"),
     ],
 )
 def test_what_bootc_cannot_read_is_refused_with_the_place(data: bytes, offset: int, wanted: str) -> None:
     with pytest.raises(FormatError) as refused:
-        bootc.parse_origin(data)
+        parse_origin(data)
 
     assert (refused.value.structure, refused.value.offset, refused.value.wanted) == ("origin", offset, wanted)
 
 
 def test_an_origin_of_the_longest_size_is_read() -> None:
-    assert bootc.parse_origin(WRITTEN.ljust(bootc.MAX_ORIGIN, b"#")).manifest_digest == MANIFEST
+    assert parse_origin(WRITTEN.ljust(MAX_ORIGIN, b"#")).manifest_digest == MANIFEST
 
 
 @pytest.mark.parametrize("host", ["a", "b", "e", "h", "w", "w2", "life-staged", "life-rolled-back"])
 def test_the_origins_of_recorded_hosts_are_read(host: str, bootc_host: Callable[[str], Path]) -> None:
     root = bootc_host(host)
-    recorded = {
-        path.stem: bootc.parse_origin(path.read_bytes()) for path in sorted((root / bootc.STATE_DEPLOY).glob("*/*.origin"))
-    }
+    recorded = {path.stem: parse_origin(path.read_bytes()) for path in sorted((root / STATE_DEPLOY).glob("*/*.origin"))}
 
     assert recorded
     for name, origin in recorded.items():
-        assert bootc.origin_name(DeploymentId.parse(name)) == f"{name}.origin"
+        assert origin_name(DeploymentId.parse(name)) == f"{name}.origin"
         assert origin.problems == ()
         assert origin.boot_type == "bls"
 
 
-def test_the_origins_that_bootc_itself_wrote_say_what_its_status_said(bootc_host: Callable[[str], Path], hosts: Path) -> None:
+def test_origins_written_by_bootc_agree_with_bootc_status(bootc_host: Callable[[str], Path], hosts: Path) -> None:
     root = bootc_host("life-staged")
     for row in json.loads((hosts / "life-staged.json").read_text())["bootc_status"]:
         if row is not None:
             name = row["verity"]
-            found = bootc.parse_origin((root / bootc.STATE_DEPLOY / name / f"{name}.origin").read_bytes())
+            found = parse_origin((root / STATE_DEPLOY / name / f"{name}.origin").read_bytes())
             assert found.manifest_digest == row["digest"]
             assert found.image_name == row["image"]
 
@@ -179,7 +188,7 @@ def test_the_origins_that_bootc_itself_wrote_say_what_its_status_said(bootc_host
 
 def test_a_digest_goes_to_the_end_as_bootc_writes_it() -> None:
     # bootc's file ends in one line feed where no section follows
-    assert bootc.origin_with_manifest_digest(OLD, MANIFEST) == WRITTEN
+    assert origin_with_manifest_digest(OLD, MANIFEST) == WRITTEN
 
 
 @pytest.mark.parametrize(
@@ -198,12 +207,12 @@ def test_a_digest_goes_to_the_end_as_bootc_writes_it() -> None:
 def test_a_digest_is_added_where_it_belongs(before: bytes, after: bytes) -> None:
     wanted = after.replace(b"DIGEST", b"manifest_digest = " + MANIFEST.encode())
 
-    assert bootc.origin_with_manifest_digest(before, MANIFEST) == wanted
-    assert bootc.parse_origin(wanted).manifest_digest == MANIFEST
+    assert origin_with_manifest_digest(before, MANIFEST) == wanted
+    assert parse_origin(wanted).manifest_digest == MANIFEST
 
 
 def test_a_digest_that_is_there_is_left() -> None:
-    assert bootc.origin_with_manifest_digest(WRITTEN, MANIFEST) == WRITTEN
+    assert origin_with_manifest_digest(WRITTEN, MANIFEST) == WRITTEN
 
 
 @pytest.mark.parametrize("there", [OTHER.encode(), b"", b"rubbish"])
@@ -211,14 +220,14 @@ def test_another_digest_is_not_overwritten(there: bytes) -> None:
     data = OLD + b"[image]\nmanifest_digest = " + there + b"\n"
 
     with pytest.raises(ExpectationFailed) as refused:
-        bootc.origin_with_manifest_digest(data, MANIFEST)
+        origin_with_manifest_digest(data, MANIFEST)
 
     assert refused.value.found == there.decode()
 
 
 def test_what_cannot_be_read_is_not_written_to() -> None:
     with pytest.raises(FormatError):
-        bootc.origin_with_manifest_digest(b"[origin\n", MANIFEST)
+        origin_with_manifest_digest(b"[origin\n", MANIFEST)
 
 
 # -- references --------------------------------------------------------------------------------------------------------
@@ -244,7 +253,7 @@ def test_what_cannot_be_read_is_not_written_to() -> None:
     ],
 )
 def test_references_are_split(text: str, verification: str, skopeo: str) -> None:
-    found = bootc.parse_image_reference(text)
+    found = parse_image_reference(text)
 
     assert found is not None
     assert (found.verification, str(found)) == (verification, skopeo)
@@ -259,7 +268,7 @@ def test_references_are_split(text: str, verification: str, skopeo: str) -> None
     ],
 )
 def test_what_bootc_cannot_split_is_none(text: str) -> None:
-    assert bootc.parse_image_reference(text) is None
+    assert parse_image_reference(text) is None
 
 
 # -- saved manifests ---------------------------------------------------------------------------------------------------
@@ -274,7 +283,7 @@ def imginfo(**changes: object) -> bytes:
 
 
 def test_a_saved_manifest_names_config_and_layers() -> None:
-    found = bootc.parse_imginfo(imginfo(future=1))
+    found = parse_imginfo(imginfo(future=1))
 
     assert found.config_digest == OTHER
     assert found.diff_ids == (MANIFEST, OTHER)
@@ -284,11 +293,11 @@ def test_a_saved_manifest_names_config_and_layers() -> None:
 
 def test_the_saved_manifest_of_a_recorded_host_is_read(bootc_host: Callable[[str], Path]) -> None:
     root = bootc_host("e")
-    (path,) = (root / bootc.STATE_DEPLOY).glob("*/*.imginfo")
+    (path,) = (root / STATE_DEPLOY).glob("*/*.imginfo")
 
-    found = bootc.parse_imginfo(path.read_bytes())
+    found = parse_imginfo(path.read_bytes())
 
-    assert path.name == bootc.imginfo_name(DeploymentId.parse(path.parent.name))
+    assert path.name == imginfo_name(DeploymentId.parse(path.parent.name))
     # the streams that a look-up goes on with
     streams = root / "composefs/streams"
     assert (streams / f"oci-config-{found.config_digest}").is_symlink()
@@ -311,12 +320,12 @@ def test_the_saved_manifest_of_a_recorded_host_is_read(bootc_host: Callable[[str
         (imginfo(config={}), "an object at /config/rootfs"),
         (imginfo(config={"rootfs": {"diff_ids": "x"}}), "a list at /config/rootfs/diff_ids"),
         (imginfo(config={"rootfs": {"diff_ids": [7]}}), "a digest at /config/rootfs/diff_ids"),
-        (b" " * (bootc.MAX_IMGINFO + 1), "at most 8388608 bytes"),
+        (b" " * (MAX_IMGINFO + 1), "at most 8388608 bytes"),
     ],
 )
 def test_a_saved_manifest_of_another_shape_is_refused(data: bytes, wanted: str) -> None:
     with pytest.raises(FormatError) as refused:
-        bootc.parse_imginfo(data)
+        parse_imginfo(data)
 
     assert (refused.value.structure, refused.value.wanted) == ("imginfo", wanted)
 
@@ -328,16 +337,16 @@ def test_a_saved_manifest_of_another_shape_is_refused(data: bytes, wanted: str) 
 def test_the_staged_deployment_is_read(locked: bool) -> None:
     data = json.dumps({"depl_id": ID, "finalization_locked": locked}).encode()
 
-    assert bootc.parse_staged(data) == Staged(ID, locked)
+    assert parse_staged(data) == Staged(ID, locked)
 
 
 def test_the_staged_deployment_of_a_recorded_host_is_the_one_that_bootc_named(
     bootc_host: Callable[[str], Path], hosts: Path
 ) -> None:
-    path = bootc_host("life-staged") / "run" / bootc.TRANSIENT_STATE / bootc.STAGED_DEPLOYMENT
+    path = bootc_host("life-staged") / "run" / STAGED_DEPLOYMENT
     said = json.loads((hosts / "life-staged.json").read_text())["bootc_status"]
 
-    assert bootc.parse_staged(path.read_bytes()).deployment == said[0]["verity"]
+    assert parse_staged(path.read_bytes()).deployment == said[0]["verity"]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +361,7 @@ def test_the_staged_deployment_of_a_recorded_host_is_the_one_that_bootc_named(
 )
 def test_a_staged_deployment_of_another_shape_is_refused(document: object, wanted: str) -> None:
     with pytest.raises(FormatError) as refused:
-        bootc.parse_staged(json.dumps(document).encode())
+        parse_staged(json.dumps(document).encode())
 
     assert refused.value.wanted == wanted
 
@@ -361,15 +370,8 @@ def test_a_staged_deployment_of_another_shape_is_refused(document: object, wante
 
 
 def test_the_running_deployment_is_in_the_source_of_its_mount() -> None:
-    assert bootc.deployment_of_mount_source(f"composefs:{ID}") == ID
-    assert bootc.deployment_of_mount_source(f"transient:composefs={ID}") == ID
-    assert bootc.deployment_of_mount_source(f"composefs={ID}") is None
-    assert bootc.deployment_of_mount_source("composefs:../x") is None
-    assert bootc.deployment_of_mount_source("/dev/vda3") is None
-
-
-def test_bootc_tags_the_manifest_of_each_deployment(bootc_host: Callable[[str], Path]) -> None:
-    tags = {path.name for path in (bootc_host("life-staged") / "composefs/streams/refs/oci").iterdir()}
-    wanted = bootc.tag_of_manifest(Digest("sha256:ee790b75c1a9fa4cea6ee2a63eb1a9ed920a2c1036fd5133365178bb9be19ccf"))
-
-    assert wanted.replace("/", "%2F") in tags
+    assert deployment_of_mount_source(f"composefs:{ID}") == ID
+    assert deployment_of_mount_source(f"transient:composefs={ID}") == ID
+    assert deployment_of_mount_source(f"composefs={ID}") is None
+    assert deployment_of_mount_source("composefs:../x") is None
+    assert deployment_of_mount_source("/dev/vda3") is None

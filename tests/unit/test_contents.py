@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging
-from cfs_tags.errors import CfsTagsError, DigestMismatch, FormatError, IncompleteTarget, TargetNotFound
+from cfs_tags import Repository
+from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, TargetNotFound
 from cfs_tags.formats import splitstream, splitwriter
-from cfs_tags.repo import contents
-from cfs_tags.repo.store import Repository
+from cfs_tags.repo import images
+from cfs_tags.repo.object_store import ObjectStore
+from cfs_tags.tags import edit
 from cfs_tags.values import Algorithm, ContentId, Digest
+from support import tagging
 from support.images import Image, app_image, host_image, pull_image
 from support.peers import Cfsctl
 from support.stock import digest_of, error_of, fill, leftovers, refs
@@ -53,20 +55,20 @@ class Pulled:
         found = splitstream.sole_object(parsed)
         return self.repo / "objects" / found[:2] / found[2:]
 
-    def load(self) -> contents.StoredImage:
+    def load(self) -> images.StoredImage:
         with Repository.open(self.repo) as repo:
-            return contents.load(repo, self.digest)
+            return images.load(repo, self.digest)
 
     def missing(self) -> tuple[str, ...]:
         with Repository.open(self.repo) as repo:
-            return contents.missing_parts(repo, self.digest)
+            return images.missing_parts(repo, self.digest)
 
     def behind(self) -> tuple[str, ...]:
         """Of the tag that cfsctl made."""
         with Repository.open(self.repo) as repo:
-            return contents.missing_behind(repo, "streams/refs/oci/app", f"../../oci-manifest-{self.digest}")
+            return images.missing_behind(repo, "streams/refs/oci/app", f"../../oci-manifest-{self.digest}")
 
-    def create(self) -> tagging.TagResult:
+    def create(self) -> edit.TagResult:
         with Repository.open(self.repo, write=True) as repo:
             return tagging.create(repo, "new", f"@{self.digest}")
 
@@ -121,8 +123,8 @@ def test_a_pulled_image_is_read_as_it_was_built(pulled: Pulled, cfsctl: Cfsctl) 
 
 def test_raw_bytes_are_those_of_the_image(pulled: Pulled) -> None:
     with Repository.open(pulled.repo) as repo:
-        assert contents.raw_manifest(repo, pulled.digest) == pulled.image.manifest_bytes
-        assert contents.raw_config(repo, pulled.digest) == pulled.image.config_bytes
+        assert images.raw_manifest(repo, pulled.digest) == pulled.image.manifest_bytes
+        assert images.raw_config(repo, pulled.digest) == pulled.image.config_bytes
 
 
 def test_nothing_is_missing_of_a_whole_image(pulled: Pulled) -> None:
@@ -133,7 +135,7 @@ def test_nothing_is_missing_of_a_whole_image(pulled: Pulled) -> None:
 
 def test_an_absent_manifest_is_not_found(pulled: Pulled) -> None:
     with Repository.open(pulled.repo) as repo:
-        for read in (contents.load, contents.raw_manifest, contents.raw_config, contents.missing_parts):
+        for read in (images.load, images.raw_manifest, images.raw_config, images.missing_parts):
             with pytest.raises(TargetNotFound) as caught:
                 read(repo, Digest.parse("sha256:" + "0" * 64))
             assert (caught.value.code, caught.value.status, caught.value.kind) == ("target-not-found", 3, "manifest")
@@ -195,12 +197,12 @@ def test_a_config_stream_that_was_written_again_for_another_manifest_leaves_the_
     with Repository.open(path) as repo:
         for image, boot in ((first, False), (second, True)):
             digest = Digest.parse(image.manifest_digest)
-            assert contents.missing_parts(repo, digest) == ()
-            found = contents.load(repo, digest)
-            assert any(key.startswith(contents.BOOT_KEY) for key in found.erofs) is boot
+            assert images.missing_parts(repo, digest) == ()
+            found = images.load(repo, digest)
+            assert any(key.startswith(images.BOOT_KEY) for key in found.erofs) is boot
 
 
-def test_a_ref_is_looked_behind_without_an_error_whatever_is_wrong(stored: Pulled) -> None:
+def test_resolving_a_ref_raises_nothing_whatever_its_target_is(stored: Pulled) -> None:
     with Repository.open(stored.repo) as repo:
         for path, link, words in (
             ("streams/refs/oci/app", "../../oci-manifest-sha256:" + "0" * 64, "is gone"),
@@ -211,14 +213,14 @@ def test_a_ref_is_looked_behind_without_an_error_whatever_is_wrong(stored: Pulle
             ("streams/refs/oci/app", "../../../objects/ab", "nowhere else"),
             ("images/refs/x", "../" + "0" * 128, "is gone"),
         ):
-            [line] = contents.missing_behind(repo, path, link)
+            [line] = images.missing_behind(repo, path, link)
             assert words in line
         name = os.path.basename(next((stored.repo / "images").iterdir()))
-        assert contents.missing_behind(repo, "images/refs/x", f"../{name}") == ()
-        assert contents.missing_behind(repo, "streams/refs/x", f"../oci-config-{stored.image.config_digest}") == ()
+        assert images.missing_behind(repo, "images/refs/x", f"../{name}") == ()
+        assert images.missing_behind(repo, "streams/refs/x", f"../oci-config-{stored.image.config_digest}") == ()
     stored.part("EROFS image").unlink()
     with Repository.open(stored.repo) as repo:
-        [line] = contents.missing_behind(repo, "images/refs/x", f"../{name}")
+        [line] = images.missing_behind(repo, "images/refs/x", f"../{name}")
         assert "is missing" in line
 
 
@@ -251,13 +253,13 @@ def test_no_flipped_bit_gives_a_tag_to_anything_but_the_image(stored: Pulled, pa
             flipped = bytearray(whole)
             flipped[place] ^= 1 << place % 8
             path.write_bytes(flipped)
-            behind = contents.missing_behind(repo, "streams/refs/oci/app", f"../../oci-manifest-{stored.digest}")
-            error = error_of(lambda: contents.missing_parts(repo, stored.digest))
+            behind = images.missing_behind(repo, "streams/refs/oci/app", f"../../oci-manifest-{stored.digest}")
+            error = error_of(lambda: images.missing_parts(repo, stored.digest))
             if error is not None:
                 assert error.status in (6, 7), place
                 assert behind == (error.message,), place
             elif not behind:  # a bit that means nothing, or that only fs-verity would notice
-                found = contents.load(repo, stored.digest)
+                found = images.load(repo, stored.digest)
                 assert found.manifest == expected.manifest
                 assert found.config == expected.config
 
@@ -268,7 +270,7 @@ def test_manifest_bytes_with_another_digest_are_damage(stored: Pulled) -> None:
 
     error = stored.refused()
 
-    assert isinstance(error, DigestMismatch)
+    assert error.code == "digest-mismatch"
     assert (error.code, error.status, error.wanted) == ("digest-mismatch", 6, stored.digest)
     assert error.found.startswith("sha256:")
     assert error.found != stored.digest
@@ -279,7 +281,7 @@ def test_config_bytes_with_another_digest_are_damage(stored: Pulled) -> None:
 
     error = stored.refused()
 
-    assert isinstance(error, DigestMismatch)
+    assert error.code == "digest-mismatch"
     assert error.wanted == stored.image.config_digest
 
 
@@ -331,11 +333,11 @@ def test_a_stream_of_another_type_in_the_place_of_a_manifest_is_damage(stored: P
 
 def test_a_manifest_stream_without_its_config_is_damage(stored: Pulled) -> None:
     with Repository.open(stored.repo, write=True) as repo:
-        raw = repo.add_object(stored.image.manifest_bytes)
+        raw = ObjectStore(repo).add(stored.image.manifest_bytes)
         writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
         writer.add_external(raw, len(stored.image.manifest_bytes))
         stored.link(ContentId.manifest(stored.digest)).unlink()
-        repo.add_stream(ContentId.manifest(stored.digest), writer.finish())
+        ObjectStore(repo).add_stream(ContentId.manifest(stored.digest), writer.finish())
 
     error = stored.refused()
 
@@ -348,7 +350,7 @@ def test_a_manifest_stream_with_inline_bytes_is_damage(stored: Pulled) -> None:
         writer = splitwriter.Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
         writer.add_inline(stored.image.manifest_bytes)
         stored.link(ContentId.manifest(stored.digest)).unlink()
-        repo.add_stream(ContentId.manifest(stored.digest), writer.finish())
+        ObjectStore(repo).add_stream(ContentId.manifest(stored.digest), writer.finish())
 
     assert stored.refused().code == "malformed"
 
@@ -356,4 +358,96 @@ def test_a_manifest_stream_with_inline_bytes_is_damage(stored: Pulled) -> None:
 def test_a_stock_image_is_whole(filled_repo) -> None:  # type: ignore[no-untyped-def]
     path = filled_repo("stock", fill)
     with Repository.open(path) as repo:
-        assert contents.missing_parts(repo, Digest.parse(digest_of(path, "one"))) == ()
+        assert images.missing_parts(repo, Digest.parse(digest_of(path, "one"))) == ()
+
+
+# -- down to the files -------------------------------------------------------------------------------------------------
+
+
+def _content(pulled: Pulled, **known: dict) -> dict[str, tuple[str, ...]]:  # type: ignore[type-arg]
+    with Repository.open(pulled.repo) as repo:
+        found = images.missing_content(repo, pulled.digest, **known)
+    return {one.key: one.objects for one in found}
+
+
+def _files(pulled: Pulled) -> list[Path]:
+    """The objects of files in the layers, those of the first layer first."""
+    streams = [pulled.stream(f"oci-layer-{diff_id}") for diff_id in pulled.image.diff_ids]
+    refs = [one for stream in streams for one in splitstream.parse(stream.read_bytes()).object_refs]
+    return [pulled.repo / "objects" / one[:2] / one[2:] for one in refs]
+
+
+def test_a_whole_image_misses_no_content(pulled: Pulled) -> None:
+    assert _content(pulled) == {}
+
+
+@pytest.mark.parametrize("spoil", ["removed", "emptied", "a directory"])
+def test_the_files_of_a_layer_that_are_gone_are_named_by_their_layer(pulled: Pulled, spoil: str) -> None:
+    first = _files(pulled)[0]
+    if spoil == "emptied":
+        first.chmod(0o644)
+        first.write_bytes(b"")
+    else:
+        first.unlink()
+        if spoil == "a directory":
+            first.mkdir()
+
+    assert pulled.missing() == (), "the parts are there"
+    assert _content(pulled) == {pulled.image.diff_ids[0]: ("".join(first.parts[-2:]),)}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_gone_or_empty_is_missing_content(pulled: Pulled, part: str) -> None:
+    path = pulled.part(part)
+    name = "".join(path.parts[-2:])
+    whole = path.read_bytes()
+    path.unlink()
+    gone = _content(pulled)
+    path.write_bytes(b"")
+
+    assert list(gone.values()) == [(name,)]
+    assert _content(pulled) == gone
+    path.write_bytes(whole)
+    assert _content(pulled) == {}
+
+
+def test_objects_of_a_missing_directory_are_missing(pulled: Pulled) -> None:
+    files = _files(pulled)
+    for path in (pulled.repo / "objects" / files[0].parts[-2]).iterdir():
+        path.unlink()
+    files[0].parent.rmdir()
+
+    found = {one for objects in _content(pulled).values() for one in objects}
+    assert "".join(files[0].parts[-2:]) in found
+
+
+def test_layers_that_images_share_are_looked_at_once(pulled: Pulled) -> None:
+    path = _files(pulled)[0]
+    whole = path.read_bytes()
+    path.unlink()
+    known: dict[str, tuple[str, ...]] = {}
+    first = _content(pulled, known=known)
+    path.write_bytes(whole)
+
+    assert _content(pulled, known=known) == first
+    assert _content(pulled) == {}
+
+
+def test_a_file_without_bytes_that_is_an_object_is_there(new_repo, cfsctl: Cfsctl) -> None:  # type: ignore[no-untyped-def]
+    path = new_repo()
+    with Repository.open(path, write=True) as repo:
+        empty = ObjectStore(repo).add(b"")
+        full = ObjectStore(repo).add(b"full")
+        assert list(images.absent_objects(repo, [full, empty])) == []
+        (path / "objects" / full[:2] / full[2:]).unlink()
+        assert list(images.absent_objects(repo, [full, empty])) == [full]
+
+
+def test_a_layer_that_cannot_be_read_is_damage_at_its_path(pulled: Pulled) -> None:
+    path = pulled.part("layer stream")
+    path.write_bytes(path.read_bytes()[:50])
+
+    error = error_of(lambda: _content(pulled))
+
+    assert isinstance(error, FormatError)
+    assert error.path == str(path)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import erofs
+from cfs_tags.formats import erofs, erofstree
 from cfs_tags.values import Algorithm
 from support.images import Layer, build_image, directory, file, hardlink, pull, random_bytes, symlink
 from support.peers import Cfsctl
@@ -137,8 +137,8 @@ def test_an_image_may_be_mapped_and_the_mapping_closed_afterwards(made: Made) ->
         erofs.check_image(mapped)
         exact = erofs.object_refs(mapped, made.algorithm)
         scanned = scanned_refs(mapped, made.algorithm)
-        names = erofs.listdir(mapped, "/usr/many")
-        node = erofs.read_path(mapped, "usr/lib/os-release")
+        names = erofstree.listdir(mapped, "/usr/many")
+        node = erofstree.read_path(mapped, "usr/lib/os-release")
         # a view that is still open would make the end of this block fail
 
     assert len(exact) == len(scanned) == 402
@@ -164,7 +164,7 @@ def test_a_view_is_read_like_bytes(made: Made) -> None:
 
     assert erofs.object_refs(view, made.algorithm) == erofs.object_refs(made.data, made.algorithm)
     assert erofs.scan_object_refs(view, made.algorithm) == erofs.scan_object_refs(made.data, made.algorithm)
-    assert erofs.listdir(view, "/etc") == erofs.listdir(made.data, "/etc")
+    assert erofstree.listdir(view, "/etc") == erofstree.listdir(made.data, "/etc")
 
 
 @pytest.mark.parametrize("host", ["a", "e", "life-staged", "w"])
@@ -208,7 +208,7 @@ def test_the_images_of_a_pulled_container_need_what_cfsctl_says(cfsctl: Cfsctl, 
 
 
 def test_small_files_are_read_out_of_the_image(made: Made) -> None:
-    found = erofs.read_path(made.data, "/usr/lib/os-release")
+    found = erofstree.read_path(made.data, "/usr/lib/os-release")
 
     assert found is not None
     assert (found.kind, found.size, found.content, found.object) == ("file", 25, OS_RELEASE.encode(), None)
@@ -217,7 +217,7 @@ def test_small_files_are_read_out_of_the_image(made: Made) -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("empty", 0), ("inline", 64)])
 def test_files_of_up_to_64_bytes_are_in_the_image(made: Made, name: str, size: int) -> None:
-    found = erofs.read_path(made.data, f"usr/lib/{name}")
+    found = erofstree.read_path(made.data, f"usr/lib/{name}")
 
     assert found is not None
     assert found.content == b"x" * size
@@ -226,7 +226,7 @@ def test_files_of_up_to_64_bytes_are_in_the_image(made: Made, name: str, size: i
 
 @pytest.mark.parametrize(("name", "size"), [("outside", 65), ("copy", 65), ("hard", 65), ("large", 20_000)])
 def test_larger_files_name_their_object(made: Made, name: str, size: int) -> None:
-    found = erofs.read_path(made.data, f"usr/lib/{name}")
+    found = erofstree.read_path(made.data, f"usr/lib/{name}")
 
     assert found is not None
     assert found.content is None
@@ -249,18 +249,18 @@ def test_larger_files_name_their_object(made: Made, name: str, size: int) -> Non
     ],
 )
 def test_links_and_dots_are_followed_within_the_image(made: Made, path: str) -> None:
-    found = erofs.read_path(made.data, path)
+    found = erofstree.read_path(made.data, path)
 
     assert found is not None
     assert found.content == OS_RELEASE.encode()
 
 
 def test_a_link_that_leads_above_the_root_stays_in_the_image(made: Made) -> None:
-    assert erofs.read_path(made.data, "/etc/above") == erofs.read_path(made.data, "/usr/lib/outside")
+    assert erofstree.read_path(made.data, "/etc/above") == erofstree.read_path(made.data, "/usr/lib/outside")
 
 
 def test_a_link_itself_is_read_on_demand(made: Made) -> None:
-    found = erofs.read_path(made.data, "/usr/../etc/os-release", follow=False)
+    found = erofstree.read_path(made.data, "/usr/../etc/os-release", follow=False)
 
     assert found is not None
     assert (found.kind, found.content) == ("symlink", b"../usr/lib/os-release")
@@ -283,34 +283,34 @@ def test_a_link_itself_is_read_on_demand(made: Made) -> None:
     ],
 )
 def test_what_is_not_there_is_none(made: Made, path: str) -> None:
-    assert erofs.read_path(made.data, path) is None
-    assert erofs.listdir(made.data, path) is None
+    assert erofstree.read_path(made.data, path) is None
+    assert erofstree.listdir(made.data, path) is None
 
 
 def test_directories_list_their_sorted_names(made: Made) -> None:
-    assert erofs.listdir(made.data, "/usr/lib/bootc/bound-images.d") == ("app.image",)
-    assert erofs.listdir(made.data, "/usr/lib/bootc") == ("bound-images.d",)
-    assert erofs.listdir(made.data, "lib/bootc/bound-images.d/") == ("app.image",)
-    many = erofs.listdir(made.data, "/usr/many")
+    assert erofstree.listdir(made.data, "/usr/lib/bootc/bound-images.d") == ("app.image",)
+    assert erofstree.listdir(made.data, "/usr/lib/bootc") == ("bound-images.d",)
+    assert erofstree.listdir(made.data, "lib/bootc/bound-images.d/") == ("app.image",)
+    many = erofstree.listdir(made.data, "/usr/many")
     assert many == tuple(sorted(f"file with a name of some length {number}" for number in range(400)))
-    assert erofs.listdir(made.data, "/" + "/".join(["usr", *"abcdefgh" * 8])) == ()
+    assert erofstree.listdir(made.data, "/" + "/".join(["usr", *"abcdefgh" * 8])) == ()
 
 
 def test_whiteouts_are_no_files(made: Made) -> None:
     # versions 0 and 1 have 256 of them in the root, to hide the object directories below
-    assert erofs.listdir(made.data, "/") == ("etc", "lib", "usr")
-    assert erofs.read_path(made.data, "/00") is None
+    assert erofstree.listdir(made.data, "/") == ("etc", "lib", "usr")
+    assert erofstree.read_path(made.data, "/00") is None
 
 
 def test_a_directory_has_neither_content_nor_object(made: Made) -> None:
-    found = erofs.read_path(made.data, "/usr")
+    found = erofstree.read_path(made.data, "/usr")
 
     assert found is not None
     assert (found.kind, found.content, found.object) == ("directory", None, None)
 
 
 def test_a_file_is_no_directory(made: Made) -> None:
-    assert erofs.listdir(made.data, "/usr/lib/os-release") is None
+    assert erofstree.listdir(made.data, "/usr/lib/os-release") is None
 
 
 # -- the superblock ----------------------------------------------------------------------------------------------------

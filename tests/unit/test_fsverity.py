@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import random
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,36 @@ def test_the_digest_does_not_depend_on_how_the_file_comes(step: int) -> None:
         measurer.update(content[start : start + step])
 
     assert measurer.digest() == measure(content, SHA512)
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+@pytest.mark.parametrize("seed", range(30))
+def test_zeros_that_are_only_counted_are_zeros(algorithm: Algorithm, seed: int) -> None:
+    chosen = random.Random(seed)
+    measurer, content = Measurer(algorithm), b""
+    for _ in range(chosen.randint(1, 6)):
+        if chosen.random() < 0.5:
+            count = chosen.choice([0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, chosen.randrange(3_000_000)])
+            measurer.update_zeros(count)
+            content += bytes(count)
+        else:
+            some = chosen.randbytes(chosen.choice([1, BLOCK_SIZE, 5000, 70_000]))
+            measurer.update(some)
+            content += some
+        assert measurer.digest() == measure(content, algorithm)
+
+
+def test_any_number_of_zeros_is_quickly_counted() -> None:
+    measurer = Measurer(SHA512)
+    measurer.update_zeros(1 << 30)
+    plain = Measurer(SHA512)
+    for _ in range(1 << 6):
+        plain.update(bytes(1 << 24))
+    assert measurer.digest() == plain.digest()
+    measurer.update_zeros((1 << 62) - (1 << 30))  # would take a hundred years
+    whole = Measurer(SHA512)
+    whole.update_zeros(1 << 62)
+    assert measurer.digest() == whole.digest()
 
 
 def test_a_measurement_goes_on_after_a_digest() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfs_tags.formats import layout
+from cfs_tags.repo import layout
 
 
 def test_a_lease_runs_out_at_the_time_in_the_name_of_its_directory() -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cfs_tags import tagging, tags
+from cfs_tags import Repository
 from cfs_tags.errors import LockConflict, LockTimeout
 from cfs_tags.repo.lock import Lock
-from cfs_tags.repo.store import Repository
+from cfs_tags.repo.transaction import run
+from cfs_tags.tags import edit, names, rows
+from support import tagging
 from support.peers import Cfsctl
 from support.peers_beside import can_lock, collector_at_work, hold_exclusive, hold_shared
 from support.stock import digest_of, leftovers
@@ -37,6 +44,13 @@ def in_child(function: Callable[[], object]) -> str:
         said = pipe.read()
     os.waitpid(pid, 0)
     return said
+
+
+def opened() -> Iterator[str]:
+    """What the descriptors of this process lead to."""
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # it is closed, or its path is too long
+            yield os.readlink(path)
 
 
 # -- within one process ------------------------------------------------------------------------------------------------
@@ -130,8 +144,8 @@ def test_closing_another_descriptor_of_the_repository_keeps_the_lock(repo: Path)
 
 def test_opening_and_reading_take_no_lock(stocked: Path) -> None:
     with hold_exclusive(stocked), Repository.open(stocked) as mine:
-        assert len(tags.list_tags(mine)) == 4
-        assert tags.resolve(mine, "held/one") == digest_of(stocked, "one")
+        assert len(rows.list_tags(mine)) == 4
+        assert names.resolve(mine, "held/one") == digest_of(stocked, "one")
     with Repository.open(stocked, write=True):
         assert can_lock(stocked, "exclusive")
 
@@ -177,7 +191,7 @@ def test_all_holders_are_named(repo: Path, cfsctl: Cfsctl) -> None:
     assert {holder["pid"] for holder in caught.value.holders} == {one, two}
 
 
-def test_the_lock_is_had_when_its_holder_ends_in_time(repo: Path, cfsctl: Cfsctl) -> None:
+def test_the_lock_is_taken_when_its_holder_ends_in_time(repo: Path, cfsctl: Cfsctl) -> None:
     holder = hold_shared(cfsctl, repo)
     pid = holder.__enter__()
     timer = threading.Timer(0.2, lambda: os.kill(pid, 9))
@@ -197,6 +211,205 @@ def test_a_waiter_gets_in_between_the_slices_of_a_collector(repo: Path) -> None:
             with opened.locked("shared", timeout=2):
                 pass
             time.sleep(0.05)
+
+
+@contextmanager
+def busy_writers(repo: Path) -> Iterator[None]:
+    """Two processes hold the lock shared, each for a second, one after the other and overlapping: it is free for less than a
+    millisecond each second."""
+    program = """if True:
+        import fcntl, os, sys, time
+        first = int(sys.argv[2])
+        while True:
+            fd = os.open(sys.argv[1], os.O_RDONLY)
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            now = time.time()
+            # the one lets go at the full second, the other 0.2 ms after it, and it comes back half a second later
+            time.sleep(1 - now % 1 + (0.0002 if first else 0))
+            os.close(fd)
+            time.sleep(0.5 if first else 0.0006)
+    """
+    writers = [subprocess.Popen([sys.executable, "-S", "-c", program, str(repo), str(number)]) for number in range(2)]
+    try:
+        time.sleep(0.5)
+        yield
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+
+
+def test_an_exclusive_waiter_has_its_turn_beside_busy_writers(repo: Path) -> None:
+    with busy_writers(repo), Repository.open(repo) as mine:
+        for _ in range(3):
+            with mine.locked("exclusive", timeout=20):
+                assert not can_lock(repo, "shared")
+
+
+def test_many_waiters_have_the_lock_one_after_the_other(repo: Path) -> None:
+    """Processes, each of which adds its line to a file while it has the lock alone."""
+    children = []
+    for number in range(6):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                with Repository.open(repo) as mine:
+                    for _ in range(20):
+                        with mine.locked("exclusive", timeout=60):
+                            path = repo / "count"
+                            value = int(path.read_text()) if path.exists() else 0
+                            time.sleep(0.001)
+                            path.write_text(str(value + 1))
+                os._exit(0)
+            finally:
+                os._exit(number + 1)
+        children.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 6
+    assert (repo / "count").read_text() == "120"
+
+
+@pytest.mark.parametrize("wanted", ["shared", "exclusive"])
+def test_a_request_that_was_given_up_does_not_keep_a_lock_that_comes_later(repo: Path, wanted: str) -> None:
+    with Repository.open(repo) as mine:
+        with hold_exclusive(repo), pytest.raises(LockTimeout), mine.locked(wanted, timeout=0.2):  # type: ignore[arg-type]
+            pass
+        deadline = time.monotonic() + 10
+        while not can_lock(repo, "exclusive"):
+            assert time.monotonic() < deadline
+        with mine.locked("exclusive", timeout=5):
+            pass
+    while str(repo) in set(opened()):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("wanted", ["shared", "exclusive"])
+def test_repeated_requests_use_one_waiting_thread(repo: Path, wanted: str) -> None:
+    def waiting() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "lock"]
+
+    with Repository.open(repo) as mine:
+        with hold_exclusive(repo):
+            for _ in range(5):
+                with pytest.raises(LockTimeout), mine.locked(wanted, timeout=0.05):  # type: ignore[arg-type]
+                    pass
+            assert len(waiting()) == 1
+            assert list(opened()).count(str(repo)) == 2  # the repository's own, and the one that is waited with
+            taking = mine.locked(wanted, timeout=20)  # type: ignore[arg-type]
+            thread = threading.Thread(target=taking.__enter__)
+            thread.start()
+            time.sleep(0.1)
+            assert len(waiting()) == 1
+        thread.join(20)
+        assert waiting() == []
+        assert not can_lock(repo, "exclusive")
+        taking.__exit__(None, None, None)
+        assert can_lock(repo, "exclusive")
+
+
+def test_a_request_that_is_interrupted_while_waiting_does_not_keep_the_lock(repo: Path) -> None:
+    def interrupted() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with Repository.open(repo) as mine:
+        with hold_exclusive(repo):
+            timer = threading.Timer(0.3, interrupted)
+            timer.start()
+            with pytest.raises(KeyboardInterrupt), mine.locked("exclusive", timeout=20):
+                pass
+            timer.join()
+        with mine.locked("exclusive", timeout=5):
+            assert not can_lock(repo, "shared")
+
+
+def test_a_thread_that_takes_the_lock_shared_meanwhile_is_a_conflict_for_the_one_that_waits(repo: Path, cfsctl: Cfsctl) -> None:
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            with Repository.open(repo) as mine, mine.locked("exclusive", timeout=20):
+                pass
+        except BaseException as error:
+            found.append(error)
+
+    with hold_shared(cfsctl, repo), Repository.open(repo) as other:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.2)
+        with other.locked("shared"):
+            thread.join(10)
+    assert [type(error) for error in found] == [LockConflict]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # from Python 3.12: forking here is the point
+def test_a_child_forked_beside_a_waiter_keeps_nothing(repo: Path) -> None:
+    reading, writing = os.pipe()
+    with Repository.open(repo) as mine:
+        holding = mine.locked("exclusive", timeout=20)
+        with hold_exclusive(repo):
+            waiting = threading.Thread(target=holding.__enter__)
+            waiting.start()
+            time.sleep(0.2)
+            pid = os.fork()
+            if pid == 0:
+                os.close(writing)
+                os.read(reading, 1)  # lives on, with all that it inherited
+                os._exit(0)
+        try:
+            waiting.join(20)
+            assert not can_lock(repo, "shared")
+            holding.__exit__(None, None, None)
+            assert can_lock(repo, "exclusive")
+        finally:
+            os.close(writing)
+            os.close(reading)
+            os.waitpid(pid, 0)
+
+
+def test_without_a_thread_it_looks_again_and_again(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    holder = hold_exclusive(repo)
+    pid = holder.__enter__()
+    timer = threading.Timer(0.3, lambda: os.kill(pid, 9))
+    timer.start()
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    try:
+        with Repository.open(repo) as mine, mine.locked("exclusive", timeout=20):
+            assert not can_lock(repo, "shared")
+    finally:
+        monkeypatch.undo()
+        timer.join()
+        holder.__exit__(None, None, None)
+
+
+def test_waiting_is_reported_once_after_a_second(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str, list[int]]] = []
+
+    def tell(path: str, mode: str, holders: tuple[dict[str, Any], ...]) -> None:
+        told.append((path, mode, [one["pid"] for one in holders]))
+
+    monkeypatch.setattr(Lock, "on_wait", tell)
+    with Repository.open(repo) as mine, hold_exclusive(repo) as pid:
+        for timeout in (0.5, 1.5):
+            with pytest.raises(LockTimeout), mine.locked("shared", timeout=timeout):
+                pass
+    assert told == [(str(repo), "shared", [pid])]
+
+
+IMPORTED = """if True:
+    import sys
+    from cfs_tags import Repository
+    with Repository.open(sys.argv[1]) as repo, repo.locked(sys.argv[2]):
+        print(*sorted({"filelock", "asyncio", "sqlite3"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(("mode", "imported"), [("shared", ""), ("exclusive", "filelock")])
+def test_the_library_is_imported_for_exclusive_locks_alone(repo: Path, mode: str, imported: str) -> None:
+    command = [sys.executable, "-c", IMPORTED, str(repo), mode]
+
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{imported}\n"
 
 
 def test_shared_holders_of_two_processes_do_not_wait_for_each_other(repo: Path, cfsctl: Cfsctl) -> None:
@@ -303,7 +516,7 @@ def test_threads_that_write_queue_up(stocked: Path) -> None:
 
     assert errors == []
     with Repository.open(stocked) as mine:
-        made = [tag.name for tag in tags.list_tags(mine) if tag.name.startswith("app:")]
+        made = [tag.name for tag in rows.list_tags(mine) if tag.name.startswith("app:")]
     assert made == [f"app:{number}" for number in range(8)]
     assert leftovers(stocked) == []
 
@@ -312,12 +525,12 @@ def test_a_transaction_within_a_transaction_raises_instead_of_waiting_for_itself
     one = digest_of(stocked, "one")
     with Repository.open(stocked, write=True) as mine:
 
-        def plan() -> tagging.TagPlan:
+        def plan() -> edit.TagPlan:
             tagging.create(mine, "inner", f"@{one}")
             raise AssertionError("the inner transaction went through")
 
         with pytest.raises(LockConflict):
-            tagging.apply(mine, plan)
+            run.transact(mine, plan)
         tagging.create(mine, "after", f"@{one}")
 
 
@@ -376,7 +589,7 @@ def test_losing_the_whole_state_folder_costs_no_ref(stocked: Path) -> None:
         tagging.create(mine, "first", f"@{one}")
         shutil.rmtree(stocked / "cfs-tags")
         tagging.create(mine, "second", f"@{one}")
-        assert tags.resolve(mine, "first") == tags.resolve(mine, "second") == one
+        assert names.resolve(mine, "first") == names.resolve(mine, "second") == one
 
 
 def test_the_lock_of_a_process_is_one_object_for_each_file(repo: Path) -> None:

@@ -79,7 +79,12 @@ def test_optional_keys_may_be_null() -> None:
 
 @pytest.mark.parametrize(
     "media_type",
-    ["application/vnd.docker.container.image.v1+json", oci.MEDIA_TYPE_EMPTY, "application/vnd.oci.image.config", ""],
+    [
+        "application/vnd.docker.container.image.v1+json",
+        "application/vnd.oci.empty.v1+json",
+        "application/vnd.oci.image.config",
+        "",
+    ],
 )
 def test_any_other_config_makes_an_artifact(media_type: str) -> None:
     config = {**MANIFEST["config"], "mediaType": media_type}
@@ -218,7 +223,6 @@ def changed(document: dict[str, Any], path: str, value: object) -> dict[str, Any
         ("/config/digest", "blake3:a/b", "a digest at /config/digest"),
         ("/config/mediaType", None, "text at /config/mediaType"),
         ("/config/mediaType", "\ud800", "text at /config/mediaType"),
-        ("/layers", ..., "a list at /layers"),
         ("/layers", {}, "a list at /layers"),
         ("/layers/0", "x", "an object at /layers/0"),
         ("/layers/0/size", 1.0, "a number from 0 to 18446744073709551615 at /layers/0/size"),
@@ -249,12 +253,12 @@ def test_a_broken_manifest_is_refused_with_the_place(path: str, value: object, w
         ("/os", None, "text at /os"),
         ("/rootfs", ..., "an object at /rootfs"),
         ("/rootfs/type", ..., "text at /rootfs/type"),
-        ("/rootfs/diff_ids", None, "a list at /rootfs/diff_ids"),
+        ("/rootfs/diff_ids", {}, "a list at /rootfs/diff_ids"),
         ("/rootfs/diff_ids/1", "x", "a digest at /rootfs/diff_ids/1"),
         ("/created", 1, "text at /created"),
         ("/config", [], "an object at /config"),
         ("/config", {"Labels": []}, "an object at /config/Labels"),
-        ("/config", {"Labels": {"a": None}}, "text at /config/Labels/a"),
+        ("/config", {"Labels": {"a": 1}}, "text at /config/Labels/a"),
         ("/config", {"Cmd": "true"}, "a list at /config/Cmd"),
         ("/config", {"Env": [None]}, "text at /config/Env/0"),
         ("/history", {}, "a list at /history"),
@@ -268,6 +272,17 @@ def test_a_broken_config_is_refused_with_the_place(path: str, value: object, wan
         oci.parse_config(dumped(changed(CONFIG, path, value)))
 
     assert caught.value.wanted == wanted
+
+
+def test_lists_that_are_absent_or_null_are_empty_and_so_are_texts_in_maps() -> None:
+    """As podman and skopeo read them (image-spec issue 1016); cfsctl lists no such image."""
+    for value in (..., None, []):
+        assert oci.parse_manifest(dumped(changed(MANIFEST, "/layers", value))).layers == ()
+        assert oci.parse_config(dumped(changed(CONFIG, "/rootfs/diff_ids", value))).diff_ids == ()
+    for value in (None, []):
+        assert oci.parse_index(dumped(changed(INDEX, "/manifests", value))).manifests == ()
+    assert oci.parse_config(dumped(changed(CONFIG, "/config", {"Labels": {"a": None, "b": "c"}}))).labels == {"a": "", "b": "c"}
+    assert oci.parse_manifest(dumped(changed(MANIFEST, "/annotations", {"a": None}))).annotations == {"a": ""}
 
 
 def test_a_broken_index_is_refused_with_the_place() -> None:
@@ -371,8 +386,8 @@ def store(repo: Path, name: str, manifest: bytes, config: bytes) -> None:
     tag.symlink_to(f"../../{manifest_id}")
 
 
-UNUSUAL: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
-    # changes of the manifest, changes of the config, whether the image is listed
+UNUSUAL: list[tuple[dict[str, Any], dict[str, Any], bool | None]] = [
+    # changes of the manifest, changes of the config, whether the image is listed; None: by cfsctl it is not
     ({}, {}, True),
     ({}, {"architecture": "riscv128", "os": "Ünix", "created": "yesterday"}, True),
     ({}, {"architecture": "", "os": "", "created": None, "config": None, "history": None, "variant": "v9"}, True),
@@ -382,11 +397,11 @@ UNUSUAL: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({"/layers": [{**LAYER, "digest": "blake3:XyZ=_-1", "annotations": {"a": "b"}}]}, {}, True),
     ({"/schemaVersion": 7, "/mediaType": "x", "/artifactType": None, "/new": {}}, {}, True),
     ({"/config/mediaType": oci.MEDIA_TYPE_DOCKER_CONFIG}, {}, True),
-    ({"/config/mediaType": oci.MEDIA_TYPE_EMPTY}, {"os": None}, True),
+    ({"/config/mediaType": "application/vnd.oci.empty.v1+json"}, {"os": None}, True),
     ({"/schemaVersion": ...}, {}, False),
     ({"/schemaVersion": "2"}, {}, False),
-    ({"/layers": ...}, {}, False),
-    ({"/layers": None}, {}, False),
+    ({"/layers": ...}, {}, None),
+    ({"/layers": None}, {}, None),
     ({"/layers": [{**LAYER, "size": -1}]}, {}, False),
     ({"/layers": [{**LAYER, "size": 1.0}]}, {}, False),
     ({"/layers": [{**LAYER, "digest": "sha256:1"}]}, {}, False),
@@ -397,8 +412,8 @@ UNUSUAL: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
     ({}, {"os": 1}, False),
     ({}, {"created": 1}, False),
     ({}, {"rootfs": {"diff_ids": []}}, False),
-    ({}, {"rootfs": {"type": "layers"}}, False),
-    ({}, {"config": {"Labels": {"a": None}}}, False),
+    ({}, {"rootfs": {"type": "layers"}}, None),
+    ({}, {"config": {"Labels": {"a": None}}}, None),
     ({}, {"config": {"Cmd": "x"}}, False),
     ({}, {"history": [None]}, False),
 ]
@@ -428,6 +443,9 @@ def test_cfsctl_lists_the_same_images_with_the_same_facts(cfsctl: Cfsctl, repo: 
                 found = oci.parse_config(config_bytes)
                 assert (rows[name]["architecture"], rows[name]["os"]) == (found.architecture, found.os)
                 assert rows[name].get("created") == found.created
+        elif UNUSUAL[int(name)][2] is None:
+            oci.parse_manifest(manifest_bytes)
+            oci.parse_config(config_bytes)
         else:
             with pytest.raises(FormatError):
                 (oci.parse_manifest(manifest_bytes), oci.parse_config(config_bytes))

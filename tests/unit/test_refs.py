@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import gc, tagging, tags
-from cfs_tags.errors import ExpectationFailed, FormatError, SystemFailure
+from cfs_tags import Repository, gc
+from cfs_tags.errors import CfsTagsError, ExpectationFailed, FormatError, SystemFailure
 from cfs_tags.fsck.check import fsck
 from cfs_tags.repo import refs
-from cfs_tags.repo.refs import Note, RefChange
-from cfs_tags.repo.store import Repository, WriteRepo
+from cfs_tags.repo.store import WriteRepo
+from cfs_tags.repo.transaction import run
+from cfs_tags.repo.transaction.change import NO_NOTE, Note, RefChange
+from cfs_tags.tags import edit, history, rows
 from support import stock
 from support.interrupt import count_calls, fail_after
 from support.peers import Cfsctl
@@ -48,9 +50,11 @@ class Plan:
         self.changes = changes
 
 
-def transact(path: Path, *changes: RefChange, note: Note = refs.NO_NOTE) -> refs.Outcome:
+def transact(path: Path, *changes: RefChange, note: Note = NO_NOTE) -> list[CfsTagsError]:
+    """Makes the changes; gives what was recovered before."""
     with Repository.open(path, write=True) as repo:
-        return refs.transact(repo, lambda: Plan(*changes), note)[1]
+        run.transact(repo, lambda: Plan(*changes), note)
+        return repo.recovered
 
 
 def change(path: str, old: str | None, new: str | None) -> RefChange:
@@ -133,7 +137,7 @@ def test_a_planner_that_raises_changes_nothing(stocked: Path) -> None:
 
     before = stock.refs(stocked)
     with Repository.open(stocked, write=True) as repo, pytest.raises(ExpectationFailed):
-        refs.transact(repo, plan)
+        run.transact(repo, plan)
     assert stock.refs(stocked) == before
     assert leftovers(stocked) == []
 
@@ -182,7 +186,7 @@ def test_when_the_last_of_several_is_refused_the_others_are_put_back(
     assert stock.refs(stocked) == before
     assert leftovers(stocked) == []
     with Repository.open(stocked) as repo:
-        assert [line.entry.action for line in tags.log(repo, "a")] == ["found"]
+        assert [line.entry.action for line in history.log(repo, "a")] == ["found"]
 
 
 # -- the journal -------------------------------------------------------------------------------------------------------
@@ -200,35 +204,40 @@ def document(*changes: object, transaction: str = "00000000000000aa") -> dict[st
     return {"transaction": transaction, "note": [None, None], "changes": changes}
 
 
-def write_something(path: Path) -> refs.Outcome:
-    with Repository.open(path, write=True) as repo:
-        return refs.transact(repo, lambda: Plan(change(f"{SHARED}/next", None, link_to(digest_of(path, "four")))))[1]
+def write_something(path: Path) -> list[CfsTagsError]:
+    """The next writer; gives the transactions that were taken back before."""
+    recovered = transact(path, change(f"{SHARED}/next", None, link_to(digest_of(path, "four"))))
+    return [one for one in recovered if one.code == "transaction-abandoned"]
 
 
 def test_what_a_crash_left_is_finished_before_the_next_change(stocked: Path, links: dict[str, str]) -> None:
     make_tag(stocked, "app", digest_of(stocked, "one"))
     journal(stocked, document([APP, links["one"], links["two"], "move"], [DB, None, links["three"], "create"]))
 
-    assert write_something(stocked).abandoned == ()
+    assert write_something(stocked) == []
 
     found = stock.refs(stocked)
     assert (found[APP], found[DB]) == (links["two"], links["three"])
     assert leftovers(stocked) == []
 
 
-def test_what_cannot_be_finished_is_taken_back_and_said(stocked: Path, links: dict[str, str]) -> None:
+def test_a_transaction_that_cannot_be_finished_is_taken_back_and_reported(stocked: Path, links: dict[str, str]) -> None:
     make_tag(stocked, "app", digest_of(stocked, "two"))
     absent = link_to("sha256:" + "0" * 64)
     journal(stocked, document([APP, links["one"], links["two"], "move"], [DB, None, absent, "create"]))
 
-    [abandoned] = write_something(stocked).abandoned
+    [abandoned] = write_something(stocked)
 
-    assert (abandoned.code, abandoned.status, abandoned.transaction) == ("transaction-abandoned", 4, "00000000000000aa")
-    assert abandoned.reasons == (f"streams/oci-manifest-sha256:{'0' * 64} is gone",)
+    assert (abandoned.code, abandoned.status, abandoned.facts()["transaction"]) == (
+        "transaction-abandoned",
+        4,
+        "00000000000000aa",
+    )
+    assert abandoned.facts()["reasons"] == (f"streams/oci-manifest-sha256:{'0' * 64} is gone",)
     assert stock.refs(stocked)[APP] == links["one"]
     assert DB not in stock.refs(stocked)
     with Repository.open(stocked) as repo:
-        newest = tags.log(repo, "app")[0]
+        newest = history.log(repo, "app")[0]
     assert (newest.entry.action, newest.new) == ("transaction-abandoned", digest_of(stocked, "one"))
 
 
@@ -241,7 +250,7 @@ def test_a_peers_value_that_came_out_and_whose_target_has_gone_is_not_named_agai
         spare.parent.mkdir(exist_ok=True)
         spare.symlink_to(link_to("sha256:" + "0" * 64))
 
-        abandoned = write_something(stocked).abandoned
+        abandoned = write_something(stocked)
 
         assert bool(abandoned) is (suffix == ".back")
         assert stock.refs(stocked).get(APP) == left
@@ -257,9 +266,9 @@ def test_what_was_being_taken_back_is_never_finished(stocked: Path, links: dict[
     where = journal(stocked, document([APP, links["one"], links["two"], "move"], [DB, None, links["three"], "create"]))
     where.rename(where.with_suffix(".back"))
 
-    [abandoned] = write_something(stocked).abandoned
+    [abandoned] = write_something(stocked)
 
-    assert abandoned.reasons == ("an error had stopped it",)
+    assert abandoned.facts()["reasons"] == ("an error had stopped it",)
     assert stock.refs(stocked)[APP] == links["one"]
     assert DB not in stock.refs(stocked)
     assert leftovers(stocked) == []
@@ -270,7 +279,7 @@ def test_a_ref_whose_old_target_has_gone_keeps_the_new_one(stocked: Path, links:
     gone, absent = link_to("sha256:" + "1" * 64), link_to("sha256:" + "0" * 64)
     journal(stocked, document([APP, gone, links["two"], "move"], [DB, None, absent, "create"]))
 
-    assert len(write_something(stocked).abandoned) == 1
+    assert len(write_something(stocked)) == 1
 
     assert stock.refs(stocked)[APP] == links["two"]
     assert stock.dangling(stocked) == []
@@ -281,7 +290,7 @@ def test_a_ref_whose_old_and_new_target_have_gone_goes(stocked: Path) -> None:
     make_tag(stocked, "app", absent)
     journal(stocked, document([APP, link_to(gone), link_to(absent), "move"]))
 
-    assert len(write_something(stocked).abandoned) == 1
+    assert len(write_something(stocked)) == 1
 
     assert APP not in stock.refs(stocked)
     assert stock.dangling(stocked) == []
@@ -295,7 +304,7 @@ def test_a_transaction_in_the_log_was_done_whatever_others_did_since(stocked: Pa
     assert leftovers(stocked)
     make_tag(stocked, "app", digest_of(stocked, "four"))
 
-    assert write_something(stocked).abandoned == ()
+    assert write_something(stocked) == []
 
     found = stock.refs(stocked)
     assert (found[APP], found[DB]) == (links["four"], links["three"])
@@ -310,11 +319,11 @@ def _stop() -> None:
     raise Stopped
 
 
-def test_a_directory_that_was_cleared_away_meanwhile_is_made_again(stocked: Path, links: dict[str, str]) -> None:
+def test_a_directory_that_a_peer_removes_during_the_change_is_made_again(stocked: Path, links: dict[str, str]) -> None:
     lease = "streams/refs/cfs-tags/leases/20990101T000000Z.0/app"
     journal(stocked, document([lease, None, f"../../{links['one']}", "create"], [DB, None, links["two"], "create"]))
 
-    assert write_something(stocked).abandoned == ()
+    assert write_something(stocked) == []
 
     assert {lease, DB} <= set(stock.refs(stocked))
 
@@ -324,7 +333,7 @@ def test_without_exchange_a_crashed_move_is_finished_too(stocked: Path, links: d
     journal(stocked, document([APP, links["one"], links["two"], "move"], [DB, None, links["three"], "create"]))
 
     with without_exchange():
-        assert write_something(stocked).abandoned == ()
+        assert write_something(stocked) == []
 
     found = stock.refs(stocked)
     assert (found[APP], found[DB]) == (links["two"], links["three"])
@@ -346,7 +355,7 @@ def test_a_torn_journal_is_dropped_because_nothing_had_been_changed(stocked: Pat
     before = stock.refs(stocked)
     journal(stocked, text)
 
-    assert write_something(stocked).abandoned == ()
+    assert write_something(stocked) == []
 
     assert {path: link for path, link in stock.refs(stocked).items() if not path.endswith("/next")} == before
     assert leftovers(stocked) == []
@@ -422,18 +431,16 @@ def test_a_left_over_in_tmp_is_cleared(stocked: Path) -> None:
 def calls_of(path: Path, *changes: RefChange) -> list[tuple[str, str]]:
     """Operation and path of every change to the disk, our set-up left out."""
     with Repository.open(path, write=True) as repo:
-        refs.transact(repo, lambda: Plan())
+        run.transact(repo, lambda: Plan())
         with count_calls() as calls:
-            refs.transact(repo, lambda: Plan(*changes))
+            run.transact(repo, lambda: Plan(*changes))
     return [(name, str(args[1]) if len(args) > 1 else ".") for name, args in calls.made if name != "make_directory"]
 
 
-def test_a_ref_is_made_after_what_it_names_is_on_disk_and_is_on_disk_itself_in_the_end(
-    stocked: Path, links: dict[str, str]
-) -> None:
+def test_a_ref_is_made_after_its_target_is_on_disk_and_is_then_synced_itself(stocked: Path, links: dict[str, str]) -> None:
     calls = [call for call in calls_of(stocked, change(APP, None, links["one"])) if call[0] != "create_file"]
 
-    assert [name for name, _ in calls] == ["sync", "make_link", "sync", "append"]
+    assert [name for name, _ in calls] == ["sync", "make_link", "sync", "append", "append", "date"]
     assert [where for _, where in calls[:3]] == ["streams", APP, SHARED]
 
 
@@ -453,7 +460,7 @@ def test_a_journal_is_on_disk_before_the_first_of_several_changes_and_goes_after
         for name, where in calls
     ]
 
-    assert [step for step in steps if not step.startswith(("append", "create_file"))] == [
+    assert [step for step in steps if not step.startswith(("append", "create_file", "date"))] == [
         "sync streams",
         "replace_file journal",
         "sync cfs-tags/journal",
@@ -472,7 +479,7 @@ def test_a_journal_is_on_disk_before_the_first_of_several_changes_and_goes_after
 
 def test_a_refs_parents_are_on_disk_before_it(stocked: Path, links: dict[str, str]) -> None:
     with Repository.open(stocked, write=True) as repo, count_calls() as calls:
-        refs.transact(repo, lambda: Plan(change(f"{PRIVATE}/x", None, "../" + links["one"])))
+        run.transact(repo, lambda: Plan(change(f"{PRIVATE}/x", None, "../" + links["one"])))
     made = [str(args[1]) for name, args in calls.made if name == "make_directory"]
     synced = [str(args[1]) for name, args in calls.made if name == "sync"]
 
@@ -484,7 +491,7 @@ def test_a_refs_parents_are_on_disk_before_it(stocked: Path, links: dict[str, st
 
 
 @pytest.mark.parametrize("place", ["tmp", "journal"])
-def test_a_directory_where_we_make_none_is_left_and_holds_nobody_up(stocked: Path, links: dict[str, str], place: str) -> None:
+def test_a_foreign_directory_in_our_state_stays_and_stops_no_command(stocked: Path, links: dict[str, str], place: str) -> None:
     (stocked / "cfs-tags" / place / "dir/sub").mkdir(parents=True)
 
     transact(stocked, change(APP, None, links["one"]))
@@ -554,7 +561,7 @@ def test_a_ref_at_any_depth_is_one_as_it_is_for_cfsctl(stocked: Path, cfsctl: Cf
 
     assert path == f"{SHARED}/{f'{name}/' * depth}ref"
     with Repository.open(stocked) as repo:
-        (tag,) = tags.list_tags(repo)
+        (tag,) = rows.list_tags(repo)
         assert (f"oci-manifest-{tag.digest}", tag.problem) == (manifest, None)
         assert not [one for one in fsck(repo).findings if one.fails]
         with repo.locked("shared"):
@@ -578,7 +585,7 @@ def test_the_collector_of_cfsctl_runs_with_our_state_beside(stocked: Path, cfsct
     cfsctl.assert_healthy(stocked)
 
 
-def test_a_change_that_needs_a_whole_fails_with_what_the_system_said(stocked: Path, links: dict[str, str]) -> None:
+def test_a_change_fails_with_the_error_of_the_system(stocked: Path, links: dict[str, str]) -> None:
     before = stock.refs(stocked)
     with fail_after(0, errno.EIO), pytest.raises(SystemFailure) as caught:
         transact(stocked, change(APP, None, links["one"]))
@@ -595,6 +602,6 @@ def test_the_writer_is_not_offered_without_its_locks(stocked: Path) -> None:
 
 def test_tags_use_transactions(stocked: Path) -> None:
     with Repository.open(stocked, write=True) as repo:
-        made, outcome = tagging.apply(repo, lambda: tagging.plan(repo, []))
-    assert made == ((), ())
-    assert outcome.abandoned == ()
+        made = run.transact(repo, lambda: edit.plan(repo, []))
+        assert (made.changes, made.results) == ((), ())
+        assert repo.recovered == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cfs_tags.errors import FormatError, InvalidArgument, UnsupportedFeature, UnsupportedVersion
+from cfs_tags.errors import FormatError
 from cfs_tags.formats import splitstream, splitwriter
 from cfs_tags.formats.splitstream import (
     CONTENT_TYPE_BLOB,
@@ -23,6 +23,7 @@ from cfs_tags.formats.splitwriter import Writer
 from cfs_tags.values import Algorithm, ObjectId
 from support.images import Layer, build_image, directory, file, host_image, pull_image, random_bytes
 from support.peers import Cfsctl
+from support.raising import raises
 from support.recorded import objects_of_hosts
 
 SHA256, SHA512 = Algorithm.SHA256, Algorithm.SHA512
@@ -88,21 +89,13 @@ def test_both_headers_are_read(header: str, layout: str) -> None:
     assert stream.object_refs == (B,)
     assert stream.named_refs == {"config": A}
     assert list(splitstream.chunks(stream)) == [b"text", B]
-    assert list(splitstream.chunks(stream, {B: 996}.__getitem__)) == [b"text", B]
+    splitstream.check_size(stream, [996])
 
 
 def test_content_types_are_eight_letters() -> None:
     types = (CONTENT_TYPE_MANIFEST, CONTENT_TYPE_CONFIG, CONTENT_TYPE_LAYER, CONTENT_TYPE_BLOB)
 
     assert [number.to_bytes(8, "little") for number in types] == [b"ocimanif", b"ociconfg", b"ocilayer", b"oci_blob"]
-
-
-def test_only_the_references_can_be_read(valid: bytearray) -> None:
-    valid[176:] = b"nothing of the rest is looked at"
-
-    stream_refs, object_refs = splitstream.parse_refs(valid, SHA256)
-
-    assert (bytes(stream_refs), bytes(object_refs)) == (b"\xaa" * 32, b"\xbb" * 32)
 
 
 def test_flags_and_a_longer_info_section_are_left_to_the_future(valid: bytearray) -> None:
@@ -176,11 +169,11 @@ def test_the_future_is_told_from_damage(layout: str) -> None:
     def changed(offset: int, value: int) -> bytes:
         return whole[:offset] + bytes((value,)) + whole[offset + 1 :]
 
-    with pytest.raises(UnsupportedVersion, match="version 1"):
+    with raises("unsupported-version", match="version 1"):
         splitstream.parse(changed(version, 1))
-    with pytest.raises(UnsupportedFeature, match="hash algorithm 3"):
+    with raises("unsupported-feature", match="hash algorithm 3"):
         splitstream.parse(changed(algorithm, 3))
-    with pytest.raises(UnsupportedFeature, match="blocks of 2\\^16 bytes"):
+    with raises("unsupported-feature", match="blocks of 2\\^16 bytes"):
         splitstream.parse(changed(lg_blocksize, 16))
 
 
@@ -188,8 +181,21 @@ def test_named_refs_that_inflate_without_end_are_refused() -> None:
     bomb = splitwriter.deflate(b"0:x\0" * (splitstream.MAX_NAMED_REFS // 4 + 1))
     assert len(bomb) < 2000
 
-    with pytest.raises(FormatError, match=f"at most {splitstream.MAX_NAMED_REFS} bytes"):
+    with pytest.raises(FormatError, match=r"at most \d{5} bytes"):
         splitstream.parse(assembled(names=bomb))
+    long = splitwriter.deflate(b"".join(b"0:%s\0" % random_bytes(str(n), 500).hex().encode() for n in range(4300)))
+    assert len(long) > splitstream.MAX_NAMED_REFS // 4
+    with pytest.raises(FormatError, match=f"at most {splitstream.MAX_NAMED_REFS} bytes"):
+        splitstream.parse(assembled(names=long))
+
+
+def test_as_many_names_as_a_large_manifest_has_are_read() -> None:
+    names = sorted(f"sha256:{random_bytes(str(n), 32).hex()}" for n in range(20_000))
+    writer = Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_MANIFEST)
+    for name in names:
+        writer.add_named_ref(name, ObjectId("ab" * 64))
+
+    assert list(splitstream.parse(writer.finish()).named_refs) == names
 
 
 def test_a_frame_that_asks_for_more_memory_than_it_may_fill_is_refused() -> None:
@@ -206,10 +212,14 @@ def assembled(body: bytes = b"", names: bytes = b"", size: int = 0, objects: byt
     return unhex(HEADER) + b"".join(number.to_bytes(8, "little") for number in info) + objects + body + names
 
 
+def framed_raw(*items: int | bytes) -> bytes:
+    """Chunk numbers and inline bytes."""
+    return b"".join(item if isinstance(item, bytes) else item.to_bytes(8, "little", signed=True) for item in items)
+
+
 def framed(*items: int | bytes) -> bytes:
-    """A compressed body of chunk numbers and inline bytes."""
-    raw = [item if isinstance(item, bytes) else item.to_bytes(8, "little", signed=True) for item in items]
-    return splitwriter.deflate(b"".join(raw))
+    """A compressed body of them."""
+    return splitwriter.deflate(framed_raw(*items))
 
 
 @pytest.mark.parametrize(
@@ -233,16 +243,68 @@ def test_a_damaged_body_is_refused_while_it_is_read(body: bytes, size: int, want
 
     with pytest.raises(FormatError) as caught:
         list(splitstream.chunks(stream))
+    with pytest.raises(FormatError):
+        splitstream.check_size(stream, [1] * (len(stream.raw_object_refs) // 32))
 
     assert caught.value.wanted.startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        splitwriter.deflate(bytes(8) * (1 << 22)),  # one object four million times
+        splitwriter.deflate((bytes(8) + (1).to_bytes(8, "little")) * (1 << 21)),  # two objects in turn
+        splitwriter.deflate(framed_raw(-1, b"a", *[0] * 30) * (1 << 16)),  # with a byte before each thirty of them
+        framed(-(1 << 27), bytes(1 << 27)),  # 128 MiB of zeros
+        framed(*([-200, bytes(200), 0, 1] * (1 << 16))),  # headers that are too short
+    ],
+    ids=["one", "two", "hardly any", "zeros", "short headers"],
+)
+def test_a_few_bytes_make_no_long_work(body: bytes) -> None:
+    """What a stream of some KB gives out is bounded, whatever it says of its size."""
+    assert len(body) < 100_000
+    stream = splitstream.parse(assembled(body, size=1 << 40, objects=b"\xbb" * 64))
+    seen = inside = 0
+    try:
+        for part in splitstream.chunks(stream):
+            seen += isinstance(part, ObjectId)
+            inside += len(part) if not isinstance(part, ObjectId) else 0
+    except FormatError as error:
+        refused = error
+    with pytest.raises(FormatError) as summed:
+        splitstream.check_size(stream, [1, 1])
+    assert (summed.value.offset, summed.value.found) == (refused.offset, refused.found)
+    assert refused.structure == "splitstream body"
+    assert seen <= 1016 + inside // 512 + 1
+    assert inside <= (16 << 20) + 1000 * len(body)
+
+
+@pytest.mark.parametrize(
+    ("parts", "size"),
+    [
+        ([item for n in range(50_000) for item in (-512, b"%0512d" % n, 0)], 50_000 * 512 + 1),  # many copies of one file
+        ([0] * 1008, 1),  # copies without anything between them
+        ([-(10 << 20), bytes(10 << 20)], 10 << 20),  # what fills up the end of an archive
+        ([item for n in range(20_000) for item in (-512, b"%0512d" % n)], 20_000 * 512),  # directories alone
+    ],
+    ids=["copies", "bare copies", "zeros", "directories"],
+)
+def test_what_layers_have_is_given_out(parts: list[int | bytes], size: int) -> None:
+    stream = splitstream.parse(assembled(framed(*parts), size=size))
+
+    found = list(splitstream.chunks(stream))
+
+    assert sum(isinstance(part, ObjectId) for part in found) == parts.count(0)
+    assert sum(len(part) for part in found if not isinstance(part, ObjectId)) == size - (parts.count(0) > 0)
 
 
 def test_the_sizes_of_objects_are_counted_where_they_are_known() -> None:
     stream = splitstream.parse(assembled(framed(0, -1, b"a", 0), size=21))
 
-    assert list(splitstream.chunks(stream, lambda _: 10)) == [B, b"a", B]
+    assert list(splitstream.chunks(stream)) == [B, b"a", B]
+    splitstream.check_size(stream, [10])
     with pytest.raises(FormatError, match="21 bytes in all, found 23"):
-        list(splitstream.chunks(stream, lambda _: 11))
+        splitstream.check_size(stream, [11])
 
 
 def test_a_long_inline_chunk_comes_in_pieces() -> None:
@@ -254,6 +316,7 @@ def test_a_long_inline_chunk_comes_in_pieces() -> None:
     assert pieces.pop() == B
     assert max(map(len, pieces)) <= splitstream.PIECE_SIZE
     assert b"".join(piece for piece in pieces if isinstance(piece, bytes)) == content
+    splitstream.check_size(stream, [1])
 
 
 @pytest.mark.parametrize(
@@ -323,21 +386,22 @@ def test_what_cannot_be_written_is_refused() -> None:
     writer = Writer(SHA256, 0)
 
     for name in ("a\0b", "\udcff"):
-        with pytest.raises(InvalidArgument, match="cannot be written"):
+        with raises("invalid-argument", match="cannot be written"):
             writer.add_named_ref(name, A)
-    with pytest.raises(InvalidArgument, match="not a sha256 digest"):
+    with raises("invalid-argument", match="not a sha256 digest"):
         writer.add_external(ObjectId("c" * 128), 1)
-    with pytest.raises(InvalidArgument, match="not a sha256 digest"):
+    with raises("invalid-argument", match="not a sha256 digest"):
         writer.add_named_ref("x", ObjectId("c" * 128))
 
 
 def rewritten(stream: SplitStream, sizes: dict[str, int]) -> bytes:
     """The stream once more, through the reader and the writer."""
+    splitstream.check_size(stream, [sizes[digest] for digest in stream.object_refs])
     writer = Writer(stream.algorithm, stream.content_type)
     order = stream.stream_refs
     for name, digest in sorted(stream.named_refs.items(), key=lambda item: order.index(item[1])):
         writer.add_named_ref(name, digest)
-    for chunk in splitstream.chunks(stream, sizes.__getitem__):
+    for chunk in splitstream.chunks(stream):
         if isinstance(chunk, ObjectId):
             writer.add_external(chunk, sizes[chunk])
         else:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags import tagging, tags
-from cfs_tags.errors import AmbiguousName, BadRefLink, CfsTagsError, InvalidArgument, TagNotFound, TargetNotFound
-from cfs_tags.repo.store import ReadRepo, Repository
-from cfs_tags.values import Digest, TagName
+from cfs_tags import Repository
+from cfs_tags.errors import BadRefLink, CfsTagsError, TagNotFound
+from cfs_tags.repo.store import ReadRepo
+from cfs_tags.tags.names import resolve
+from cfs_tags.tags.rows import Tag, expiry, find, list_tags, owner_of, referrers, trash
+from cfs_tags.values import OWNERS, Digest, TagName
+from support import tagging
 from support.peers import Cfsctl
 from support.stock import PRIVATE, SHARED, digest_of, link_to, make_tag
 
@@ -23,10 +26,10 @@ def one(stocked: Path) -> str:
     return digest_of(stocked, "one")
 
 
-def rows(path: Path, *owners: str) -> dict[str, tags.Tag]:
+def rows(path: Path, *owners: str) -> dict[str, Tag]:
     """Of all tags but the held ones."""
     with Repository.open(path) as repo:
-        found = tags.list_tags(repo, owners=owners) if owners else tags.list_tags(repo)
+        found = list_tags(repo, owners=owners) if owners else list_tags(repo)
     return {tag.name: tag for tag in found if "held" not in tag.name}
 
 
@@ -40,7 +43,7 @@ def raised(path: Path, function: Callable[[ReadRepo], object]) -> CfsTagsError:
 
 
 def test_a_listing_has_every_home_by_name(stocked: Path, one: str) -> None:
-    expires = tagging.expiry(3600)
+    expires = expiry(3600)
     with Repository.open(stocked, write=True) as repo:
         tagging.create(repo, "c/shared", f"@{one}")
         tagging.create(repo, "b/private", f"@{one}", home="private")
@@ -61,7 +64,7 @@ def test_a_listing_has_every_home_by_name(stocked: Path, one: str) -> None:
     }
     assert {(tag.digest, tag.problem) for tag in found.values()} == {(one, None)}
     with Repository.open(stocked) as repo:
-        [kept] = tags.trash(repo)
+        [kept] = trash(repo)
     assert (kept.name, kept.digest, kept.home, kept.expires) == ("@trash/gone", one, "trash", expires)
 
 
@@ -82,7 +85,7 @@ def test_owners_choose_what_is_listed(stocked: Path, one: str) -> None:
         "streams/refs/ostree/commit": ("foreign", "other", None),
         "images/refs/theirs/x": ("foreign", "other", None),
     }
-    assert set(rows(stocked, *tags.OWNERS)) == {
+    assert set(rows(stocked, *OWNERS)) == {
         "app",
         "localhost/bootc-x",
         "@deployment/" + "ab" * 64,
@@ -91,7 +94,7 @@ def test_owners_choose_what_is_listed(stocked: Path, one: str) -> None:
 
 
 def test_an_empty_repository_lists_nothing(repo: Path) -> None:
-    assert rows(repo, *tags.OWNERS) == {}
+    assert rows(repo, *OWNERS) == {}
 
 
 PROBLEMS: dict[str, tuple[Callable[[Path, str], object], str]] = {
@@ -126,14 +129,14 @@ def test_a_broken_tag_is_one_row_that_says_what_is_wrong(stocked: Path, one: str
     assert words in str(found["broken"].problem)
     assert "\n" not in str(found["broken"].problem)
     with Repository.open(stocked) as repo:
-        assert tags.find(repo, "broken") == found["broken"]
+        assert find(repo, "broken") == found["broken"]
 
 
 @pytest.mark.parametrize("kind", sorted(PROBLEMS.keys() - {"dangling"}))
 def test_a_broken_tag_does_not_resolve_and_may_be_deleted(stocked: Path, one: str, kind: str) -> None:
     PROBLEMS[kind][0](stocked / SHARED / "broken", one)
 
-    error = raised(stocked, lambda repo: tags.resolve(repo, "broken"))
+    error = raised(stocked, lambda repo: resolve(repo, "broken"))
 
     assert isinstance(error, BadRefLink)
     assert (error.code, error.status) == ("bad-ref-link", 6)
@@ -185,12 +188,12 @@ def test_a_name_in_bytes_that_are_no_text_is_listed_found_and_deleted(stocked: P
 
     assert rows(stocked)[name].digest == one
     with Repository.open(stocked, write=True) as repo:
-        assert tags.resolve(repo, name) == one
+        assert resolve(repo, name) == one
         assert tagging.delete(repo, [name])[0].done == "deleted"
     assert rows(stocked) == {}
 
 
-# -- real subdirectories and names that nobody encodes -----------------------------------------------------------------
+# -- real subdirectories, and names without escapes ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_what_others_put_into_directories_or_do_not_encode_is_listed_as_cfsctl_l
     assert rows(stocked)[name].digest == one
     assert cfsctl.tags(stocked)[name] == one
     with Repository.open(stocked, write=True) as repo:
-        found = tags.find(repo, name)
+        found = find(repo, name)
         assert found is not None
         assert (found.path, found.digest, found.home) == (f"{SHARED}/{path}", one, "shared")
         assert tagging.create(repo, name, f"@{digest_of(stocked, 'two')}", force=True).done == "moved"
@@ -235,7 +238,7 @@ def test_the_encoded_name_comes_before_the_one_in_a_directory(stocked: Path, one
     (stocked / SHARED / "sub" / "app").symlink_to(link_to(digest_of(stocked, "two"), 3))
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, "sub/app") == one
+        assert resolve(repo, "sub/app") == one
 
 
 def test_a_directory_of_tags_is_no_tag(stocked: Path, one: str) -> None:
@@ -244,7 +247,7 @@ def test_a_directory_of_tags_is_no_tag(stocked: Path, one: str) -> None:
     (stocked / SHARED / "sub" / "app").symlink_to(link_to(one, 3))
 
     with Repository.open(stocked, write=True) as repo:
-        assert tags.find(repo, "sub") is None
+        assert find(repo, "sub") is None
         with pytest.raises(TagNotFound):
             tagging.delete(repo, ["sub"])
         with pytest.raises(CfsTagsError):
@@ -262,9 +265,9 @@ def test_no_name_leads_out_of_the_homes(stocked: Path, one: str, name: str) -> N
     (stocked / SHARED / "sub").mkdir()
 
     with Repository.open(stocked) as repo:
-        assert tags.find(repo, name) is None
+        assert find(repo, name) is None
         with pytest.raises(TagNotFound):
-            tags.resolve(repo, name)
+            resolve(repo, name)
 
 
 def test_a_link_to_a_directory_is_not_followed_to_a_tag(stocked: Path, one: str, tmp_path: Path) -> None:
@@ -273,7 +276,7 @@ def test_a_link_to_a_directory_is_not_followed_to_a_tag(stocked: Path, one: str,
     (stocked / SHARED / "sub").symlink_to(tmp_path / "away")
 
     with Repository.open(stocked) as repo:
-        assert tags.find(repo, "sub/app") is None
+        assert find(repo, "sub/app") is None
     assert "sub/app" not in rows(stocked)
 
 
@@ -287,20 +290,20 @@ def test_a_name_stands_for_its_manifest(stocked: Path, one: str) -> None:
     make_tag(stocked, deployment, one, "streams/refs/cfs-tags/deployments")
     with Repository.open(stocked, write=True) as repo:
         tagging.create(repo, "gone", f"@{one}")
-        tagging.delete(repo, ["gone"], expires=tagging.expiry(60))
+        tagging.delete(repo, ["gone"], expires=expiry(60))
         for text in (
             *("app", "mine", f"@{one}", one, one[:20], f"@{one[:13]}"),
             *(f"@deployment/{deployment}", "@deployment/cd", "@trash/gone"),
         ):
-            assert tags.resolve(repo, text) == one, text
+            assert resolve(repo, text) == one, text
 
 
 def test_a_tag_that_looks_like_a_digest_comes_first_without_the_at_sign(stocked: Path, one: str) -> None:
     make_tag(stocked, one, digest_of(stocked, "two"))
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, one) == digest_of(stocked, "two")
-        assert tags.resolve(repo, f"@{one}") == one
+        assert resolve(repo, one) == digest_of(stocked, "two")
+        assert resolve(repo, f"@{one}") == one
 
 
 def test_the_home_that_peers_see_comes_first(stocked: Path, one: str) -> None:
@@ -308,18 +311,18 @@ def test_the_home_that_peers_see_comes_first(stocked: Path, one: str) -> None:
     make_tag(stocked, "app", one)
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, "app") == one
+        assert resolve(repo, "app") == one
 
 
 def test_a_lease_and_trash_stand_for_their_newest(stocked: Path, one: str) -> None:
     two = digest_of(stocked, "two")
     for top in ("leases", "trash"):
-        for expiry, digest in (("20990101T000000Z.0", one), ("20990202T000000Z.0", two), ("20980101T000000Z.7", one)):
-            make_tag(stocked, "app", digest, f"streams/refs/cfs-tags/{top}/{expiry}")
+        for directory, digest in (("20990101T000000Z.0", one), ("20990202T000000Z.0", two), ("20980101T000000Z.7", one)):
+            make_tag(stocked, "app", digest, f"streams/refs/cfs-tags/{top}/{directory}")
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, "app") == two
-        assert tags.resolve(repo, "@trash/app") == two
+        assert resolve(repo, "app") == two
+        assert resolve(repo, "@trash/app") == two
 
 
 @pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (9, 10), (10, 9)])
@@ -333,40 +336,40 @@ def test_of_two_that_end_in_the_same_second_the_later_made_is_the_newest(
             make_tag(stocked, "app", digest, f"streams/refs/cfs-tags/{top}/20990101T000000Z.{number}")
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, "app") == two
-        assert tags.resolve(repo, "@trash/app") == two
-        assert [kept.digest for kept in tags.trash(repo)] == [one, two]
+        assert resolve(repo, "app") == two
+        assert resolve(repo, "@trash/app") == two
+        assert [kept.digest for kept in trash(repo)] == [one, two]
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "status"),
+    ("text", "code", "status"),
     [
-        ("absent", TagNotFound, 3),
-        ("@trash/absent", TagNotFound, 3),
-        ("@deployment/absent", TargetNotFound, 3),
-        (f"@{ABSENT}", TargetNotFound, 3),
-        (ABSENT, TargetNotFound, 3),
-        ("@sha256:000000", TargetNotFound, 3),
-        ("@sha256:00000", InvalidArgument, 2),
-        ("@sha256:", InvalidArgument, 2),
-        ("@sha256:" + "0" * 65, InvalidArgument, 2),
-        ("@sha256:ABCDEF", InvalidArgument, 2),
-        ("@sha256:xyzxyz", InvalidArgument, 2),
-        ("@sha512:" + "0" * 128, InvalidArgument, 2),
-        ("@", InvalidArgument, 2),
-        ("@deployment/", InvalidArgument, 2),
-        ("@trash/", InvalidArgument, 2),
-        ("@booted", InvalidArgument, 2),
-        ("", TagNotFound, 3),
-        ("sha256:", TagNotFound, 3),
-        ("sha256:xyz", TagNotFound, 3),
-        ("sha256:00000", InvalidArgument, 2),
+        ("absent", "tag-not-found", 3),
+        ("@trash/absent", "tag-not-found", 3),
+        ("@deployment/absent", "target-not-found", 3),
+        (f"@{ABSENT}", "target-not-found", 3),
+        (ABSENT, "target-not-found", 3),
+        ("@sha256:000000", "target-not-found", 3),
+        ("@sha256:00000", "invalid-argument", 2),
+        ("@sha256:", "invalid-argument", 2),
+        ("@sha256:" + "0" * 65, "invalid-argument", 2),
+        ("@sha256:ABCDEF", "invalid-argument", 2),
+        ("@sha256:xyzxyz", "invalid-argument", 2),
+        ("@sha512:" + "0" * 128, "invalid-argument", 2),
+        ("@", "invalid-argument", 2),
+        ("@deployment/", "invalid-argument", 2),
+        ("@trash/", "invalid-argument", 2),
+        ("@booted", "invalid-argument", 2),
+        ("", "tag-not-found", 3),
+        ("sha256:", "tag-not-found", 3),
+        ("sha256:xyz", "tag-not-found", 3),
+        ("sha256:00000", "invalid-argument", 2),
     ],
 )
-def test_what_stands_for_nothing_says_what_is_wrong(stocked: Path, text: str, kind: type[CfsTagsError], status: int) -> None:
-    error = raised(stocked, lambda repo: tags.resolve(repo, text))
+def test_a_name_that_does_not_resolve_says_why(stocked: Path, text: str, code: str, status: int) -> None:
+    error = raised(stocked, lambda repo: resolve(repo, text))
 
-    assert (type(error), error.status) == (kind, status)
+    assert (error.code, error.status) == (code, status)
 
 
 def test_a_prefix_that_fits_several_is_refused_with_the_candidates(stocked: Path, one: str) -> None:
@@ -377,20 +380,20 @@ def test_a_prefix_that_fits_several_is_refused_with_the_candidates(stocked: Path
     for name in ("ee" * 64, "ef" * 64):
         make_tag(stocked, name, one, "streams/refs/cfs-tags/deployments")
 
-    error = raised(stocked, lambda repo: tags.resolve(repo, "@sha256:abcdef"))
-    assert isinstance(error, AmbiguousName)
+    error = raised(stocked, lambda repo: resolve(repo, "@sha256:abcdef"))
+    assert error.code == "ambiguous-name"
     assert (error.code, error.status, error.candidates) == ("ambiguous-name", 2, tuple(names))
-    error = raised(stocked, lambda repo: tags.resolve(repo, "@deployment/e"))
+    error = raised(stocked, lambda repo: resolve(repo, "@deployment/e"))
     assert error.code == "ambiguous-name"
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, "@sha256:abcdef1") == names[0]
+        assert resolve(repo, "@sha256:abcdef1") == names[0]
 
 
 def test_a_left_over_that_only_starts_like_a_manifest_fits_no_prefix(stocked: Path, one: str) -> None:
     (stocked / "streams" / f"oci-manifest-{one}.tmp").symlink_to("../objects/x")
 
     with Repository.open(stocked) as repo:
-        assert tags.resolve(repo, f"@{one[:20]}") == one
+        assert resolve(repo, f"@{one[:20]}") == one
 
 
 # -- referrers ---------------------------------------------------------------------------------------------------------
@@ -406,7 +409,7 @@ def test_referrers_are_those_that_cfsctl_counts(stocked: Path, one: str, cfsctl:
 
     def both() -> tuple[list[Digest], int]:
         with Repository.open(stocked) as repo:
-            ours = tags.referrers(repo, Digest.parse(one))
+            ours = referrers(repo, Digest.parse(one))
         images = cfsctl.json(stocked, "oci", "images", "--json")["images"]
         return ours, next(row["referrer_count"] for row in images if row["manifest_digest"] == one)
 
@@ -414,7 +417,7 @@ def test_referrers_are_those_that_cfsctl_counts(stocked: Path, one: str, cfsctl:
     (home / ABSENT).symlink_to(link_to(ABSENT, 3))
     assert both() == ([two], 1)
     with Repository.open(stocked) as repo:
-        assert tags.referrers(repo, Digest.parse(two)) == []
+        assert referrers(repo, Digest.parse(two)) == []
 
 
 def test_referrers_with_names_that_are_no_digests_are_left_out(stocked: Path, one: str) -> None:
@@ -424,7 +427,7 @@ def test_referrers_with_names_that_are_no_digests_are_left_out(stocked: Path, on
     (home / "sha256:abc").touch()
 
     with Repository.open(stocked) as repo:
-        assert tags.referrers(repo, Digest.parse(one)) == []
+        assert referrers(repo, Digest.parse(one)) == []
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -488,7 +491,7 @@ def test_any_other_name_is_made_by_us_and_listed_inspected_and_untagged_by_cfsct
 ) -> None:
     with Repository.open(stocked, write=True) as repo:
         assert tagging.create(repo, name, f"@{one}").home == "shared"
-        assert tags.resolve(repo, name) == one
+        assert resolve(repo, name) == one
 
     assert rows(stocked)[name].digest == cfsctl.tags(stocked)[name] == one
     assert cfsctl.json(stocked, "oci", "inspect", name)["manifest"]
@@ -497,7 +500,7 @@ def test_any_other_name_is_made_by_us_and_listed_inspected_and_untagged_by_cfsct
     assert TagName.parse(name) == name
 
 
-def test_owners_are_told_by_the_prefix(stocked: Path) -> None:
-    assert tags.owner_of("localhost/bootc-sha256:0") == "bootc"
-    assert tags.owner_of("localhost/bootc") == "app"
-    assert tags.owner_of("quay.io/localhost/bootc-x") == "app"
+def test_the_prefix_decides_the_owner(stocked: Path) -> None:
+    assert owner_of("localhost/bootc-sha256:0") == "bootc"
+    assert owner_of("localhost/bootc") == "app"
+    assert owner_of("quay.io/localhost/bootc-x") == "app"

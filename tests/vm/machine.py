@@ -39,7 +39,7 @@ OLDEST_KERNEL = (6, 12)
 """From here on erofs mounts a file without a loop device, as ``cfsctl oci mount`` wants it."""
 
 _MODULES = ("virtio_pci", "virtio_blk", "ext4", "loop", "erofs", "overlay", "sha512_generic")
-_PACKAGES = ("typer", "rich", "backports.zstd", "h11", "pytest")
+_PACKAGES = ("typer", "rich", "filelock", "backports.zstd", "uvicorn", "pytest")
 _UNUSED_STDLIB = {
     *("test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "distutils", "pydoc_data", "sqlite3", "curses"),
     *("site-packages", "dist-packages"),
@@ -164,7 +164,7 @@ def _boot(work: Path, kernel: Kernel, initramfs: Path) -> bytes:
         drives += ["-drive", f"file={work / name},if=none,id={name},format=raw,cache=unsafe"]
         drives += ["-device", f"virtio-blk-pci,drive={name}"]
     command = [
-        # should this process be killed, nobody but "timeout" is there to end the machine
+        # if this process is killed, only "timeout" is there to end the machine
         *("timeout", "-k", "5", str(_SECONDS), "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-M", "q35"),
         # with two processors and cmpxchg16b QEMU 7.2 makes a kernel 6.12 crash now and then
         *("-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "1024"),

@@ -9,20 +9,3 @@ Streams are those of ``cfsctl oci pull`` (composefs-rs 0.9.4, ``oci_layout.rs``,
 one external object for manifest and config.  Other than there, every digest and diff_id is checked, all members of a gzip
 file are read, and the layers of an artifact are kept as the blobs that they are, so that its digests hold.
 """
-
-from __future__ import annotations
-
-from cfs_tags.apps.importing.executing import execute
-from cfs_tags.apps.importing.planning import plan
-from cfs_tags.apps.importing.values import DEFAULT_LIMIT, Import, Imported, Options, PlannedImage, PlannedLayer
-
-__all__ = [
-    "DEFAULT_LIMIT",
-    "Import",
-    "Imported",
-    "Options",
-    "PlannedImage",
-    "PlannedLayer",
-    "execute",
-    "plan",
-]

@@ -21,7 +21,7 @@ from vm.guest.rig import VERITY, NewRepo, Run, Said, Shop, guarded_copy, unguard
 
 _USED = (
     *("cli.cmd_create", "cli.cmd_delete", "cli.cmd_list", "cli.cmd_log", "cli.cmd_resolve", "cli.cmd_show", "cli.cmd_update"),
-    *("cli.cmd_fsck", "fsck.check", "cli.cmd_gc", "gc", "cli.cmd_import", "apps.importing", "repo.transactions"),
+    *("cli.cmd_fsck", "fsck.check", "cli.cmd_gc", "gc", "cli.cmd_import", "apps.importing", "repo.transaction.run"),
 )
 _numbers = count()
 

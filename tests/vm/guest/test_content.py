@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cfs_tags.apps.importing import layers
+from cfs_tags import Repository
+from cfs_tags.apps.importing import layer
 from cfs_tags.errors import SystemFailure
-from cfs_tags.formats import fsverity, layout, splitstream, splitwriter
-from cfs_tags.repo.store import Repository
+from cfs_tags.formats import fsverity, splitstream, splitwriter
+from cfs_tags.repo import layout
+from cfs_tags.repo.object_store import ObjectStore
 from cfs_tags.values import ContentId
 from support.images import Image, random_bytes
 from support.peers import Cfsctl
@@ -44,13 +46,13 @@ def test_objects_and_streams_that_we_add_are_guarded_by_the_digest_that_names_th
         assert repo.is_secure
         for size in SIZES:
             data = random_bytes(f"{size}", size)
-            object_id = repo.add_object(data)
+            object_id = ObjectStore(repo).add(data)
             assert verity_of(path / layout.object_path(object_id)) == object_id
-            assert repo.add_object(data) == object_id
+            assert ObjectStore(repo).add(data) == object_id
             assert repo.read_object(object_id, size, "x") == data
         writer = splitwriter.Writer(repo.algorithm, splitstream.CONTENT_TYPE_BLOB)
         writer.add_external(object_id, size)
-        stream = repo.add_stream(ContentId(f"oci-blob-sha256:{'0' * 64}"), writer.finish())
+        stream = ObjectStore(repo).add_stream(ContentId(f"oci-blob-sha256:{'0' * 64}"), writer.finish())
         assert verity_of(path / layout.object_path(stream)) == stream
 
     with pytest.raises(PermissionError):
@@ -66,7 +68,7 @@ def test_without_meta_json_the_objects_tell_that_what_we_add_is_to_be_guarded(sh
     (shop.path / "meta.json").unlink()
     with Repository.open(shop.path, write=True) as repo:
         assert repo.is_secure
-        repo.add_object(random_bytes("new", 5000))
+        ObjectStore(repo).add(random_bytes("new", 5000))
     assert unguarded(shop.path) == []
 
 
@@ -77,7 +79,7 @@ def test_an_object_that_the_kernel_does_not_guard_is_replaced_when_it_is_stored_
     path = empty()
     data = random_bytes("unguarded", 5000)
     with Repository.open(path, write=True) as repo:
-        other = path / layout.object_path(repo.add_object(b"x" * 5000))
+        other = path / layout.object_path(ObjectStore(repo).add(b"x" * 5000))
         name = fsverity.measure(data, repo.algorithm)
     place = path / layout.object_path(name)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -89,11 +91,14 @@ def test_an_object_that_the_kernel_does_not_guard_is_replaced_when_it_is_stored_
     cfs_tag(path, "fsck", status=6)
 
     with Repository.open(path, write=True) as repo:
-        assert repo.add_object(data) == name
+        assert ObjectStore(repo).add(data) == name
 
     assert place.read_bytes() == data
     assert unguarded(path) == []
-    assert [each.name for each in (path / "cfs-tags" / "tmp").iterdir()] == []
+    left = [
+        str(each) for place in ("tmp", "incoming") for each in (path / "cfs-tags" / place).glob("**/*") if not each.is_dir()
+    ]
+    assert left == []
     cfsctl(path, "fsck")
     cfs_tag(path, "fsck")
 
@@ -113,9 +118,9 @@ def test_where_the_file_system_has_no_fs_verity_nothing_is_written_and_the_error
 
     with Repository.open(torn, write=True) as repo:
         with pytest.raises(SystemFailure, match="the file system has no fs-verity, which this repository requires"):
-            repo.add_object(b"x" * 5000)
+            ObjectStore(repo).add(b"x" * 5000)
         with pytest.raises(SystemFailure, match="no fs-verity"):
-            repo.add_stream(ContentId("oci-blob-sha256:" + "0" * 64), b"x" * 5000)
+            ObjectStore(repo).add_stream(ContentId("oci-blob-sha256:" + "0" * 64), b"x" * 5000)
         assert not repo.names("streams")
 
     assert (tree(torn / "objects"), set(torn.iterdir()) - {torn / "streams"}) == before
@@ -130,7 +135,7 @@ def test_a_copy_on_a_file_system_without_fs_verity_needs_none_for_both_programs(
     assert cfs_tag(copy, "list", "--json").result == cfs_tag(shop.path, "list", "--json").result
     with Repository.open(copy, write=True) as repo:
         assert not repo.is_secure
-        object_id = repo.add_object(b"x" * 5000)
+        object_id = ObjectStore(repo).add(b"x" * 5000)
     cfs_tag(copy, "create", "third", "first")
     assert object_id in objects_of(copy)
     cfsctl.assert_healthy(copy)
@@ -147,7 +152,7 @@ def test_an_image_that_we_import_is_guarded_whole_and_the_kernel_mounts_it(
     processes: int,
 ) -> None:
     path, image = empty(), images[0]
-    monkeypatch.setattr(layers, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
+    monkeypatch.setattr(layer, "_SECOND_PROCESS", 0 if processes == 2 else 1 << 40)
 
     cfs_tag(path, "import", image.source, "first", "--mountable")
 

@@ -1,0 +1,119 @@
+"""Hosts of the local network whose ``cfs-tag serve`` says that it is there, by DNS-SD (RFC 6763) over multicast DNS.
+
+Through python-zeroconf.  Whoever answers is a stranger: what comes from there is checked by digest, and all that they learn is
+which digests are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+from cfs_tags.errors import CfsTagsError, SystemFailure
+
+if TYPE_CHECKING:
+    import socket
+    from types import ModuleType
+
+    from zeroconf import Zeroconf
+
+_SERVICE = "_cfs-tags._tcp.local."
+_SECONDS = 2.0
+"""For which answers are waited for at most; a host answers within half a second."""
+_QUIET = 0.7
+"""Seconds without a new answer after which no more is expected."""
+_MOST = 64
+"""Hosts that are taken at most: anybody on the network can make up any number."""
+
+
+def find(command: str, seconds: float = _SECONDS, interfaces: Sequence[str] | None = None) -> list[str]:
+    """Addresses (``http://HOST:PORT``) of hosts that say that they serve.  Threads that this takes have ended afterwards.
+
+    Args:
+        command: which needs it, for the error.
+        seconds: for which answers are waited for at most.
+        interfaces: addresses of this host's interfaces to ask on; None: all.
+
+    Raises:
+        CfsTagsError (missing-extra): python-zeroconf is not installed.
+        SystemFailure: the system refused.
+    """
+    zeroconf = _library(command)
+    found: dict[str, float] = {}
+
+    def changed(zeroconf: object, service_type: str, name: str, state_change: object) -> None:
+        found.setdefault(name, monotonic())
+
+    addresses: list[str] = []
+    with _running(interfaces) as running:
+        browser = zeroconf.ServiceBrowser(running, _SERVICE, handlers=[changed])
+        began = monotonic()
+        while monotonic() - began < seconds:
+            sleep(0.05)
+            if found and monotonic() - max(found.values()) > _QUIET:
+                break
+        browser.cancel()
+        for name in list(found)[:_MOST]:
+            info = running.get_service_info(_SERVICE, name, timeout=500)
+            if info is None or not info.port:
+                continue
+            for address in info.parsed_addresses(zeroconf.IPVersion.V4Only) or info.parsed_addresses():
+                shown = f"[{address}]" if ":" in address else address
+                addresses.append(f"http://{shown}:{info.port}")
+                break
+    return addresses
+
+
+@contextmanager
+def announced(listeners: Sequence[socket.socket]) -> Iterator[list[str]]:
+    """Say on the local network, while the block runs, that this host serves at the addresses of these sockets.
+
+    A socket that only this machine can reach is announced to it alone; Unix sockets are not.
+
+    Raises:
+        CfsTagsError (missing-extra): python-zeroconf is not installed.
+        SystemFailure: the system refused.
+    """
+    import socket
+
+    zeroconf = _library("serve")
+    shown: list[str] = []
+    with ExitStack() as stack:
+        for one in listeners:
+            if one.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            host, port = one.getsockname()[:2]
+            own = None if host in ("0.0.0.0", "::") else [host]
+            running = stack.enter_context(_running(own))
+            addresses = own or [address for address in zeroconf.get_all_addresses() if not address.startswith("127.")]
+            name = f"{os.urandom(6).hex()}.{_SERVICE}"
+            info = zeroconf.ServiceInfo(_SERVICE, name, port=port, parsed_addresses=addresses, properties={"v": "1"})
+            running.register_service(info, cooperating_responders=True)
+            stack.callback(running.unregister_service, info)
+            shown += [f"{address}:{port}" for address in addresses]
+        yield shown
+
+
+@contextmanager
+def _running(interfaces: Sequence[str] | None) -> Iterator[Zeroconf]:
+    import zeroconf
+
+    try:
+        running = zeroconf.Zeroconf(list(interfaces) if interfaces is not None else zeroconf.InterfaceChoice.All)
+    except OSError as error:
+        raise SystemFailure.of(error, "use multicast DNS on", "the network") from error
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def _library(command: str) -> ModuleType:
+    try:
+        import zeroconf
+    except ImportError:
+        raise CfsTagsError("missing-extra", package="zeroconf", extra="lan", command=command) from None
+    return zeroconf

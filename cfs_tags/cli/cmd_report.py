@@ -1,0 +1,60 @@
+"""``cfs-tag report``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cfs_tags.cli import output, sysroots
+from cfs_tags.cli.options import Json, LockTimeout
+from cfs_tags.errors import CfsTagsError, UsageError, printable
+
+
+def command(
+    ctx: typer.Context,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE.html", show_default=False, help="The page that is written; - for standard output.")
+    ],
+    *,
+    places: sysroots.Places,
+    lock_timeout: LockTimeout = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Write a page about space, sharing and deployments.
+
+    One HTML file with charts, which a browser shows without a network: space by owner, tag and deployment; who shares with
+    whom; deployments over time, as the log has them.  A file of that name is replaced at once, or stays as it was.  Needs
+    the package plotly: pip install 'cfs-tags[report]'.
+
+    \b
+    Examples:
+      cfs-tag report report.html
+      cfs-tag --sysroot /mnt/sysroot report report.html --esp none --run none --booted none
+    """
+    try:
+        from cfs_tags.report.page import page
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "plotly":
+            raise
+        raise CfsTagsError("missing-extra", package="plotly", extra="report", command="report") from None
+    from cfs_tags.cli.files import write_whole
+    from cfs_tags.report.facts import read
+
+    if as_json and file == "-":
+        raise UsageError("command-line", command=ctx.command_path, text="--json and - exclude each other")
+    session = ctx.obj
+    with session.open(places) as repo, repo.locked("shared", lock_timeout):
+        host = repo.deployments
+        view = host.view() if sysroots.has_sysroot(ctx, repo, **places._asdict()) else None
+        changes, unresolved = host.planned_changes()
+        facts = read(repo, view, changes)
+    data = page(facts._replace(problems=(*unresolved, *facts.problems))).encode()
+    if file == "-":
+        output.emit_bytes(data)
+        return
+    write_whole(file, data)
+    if as_json:
+        output.document("report", {"file": file, "bytes": len(data)})
+    else:
+        output.lines([f"written: {printable(file)}, {output.compact(len(data))}"])

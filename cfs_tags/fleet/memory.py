@@ -1,0 +1,104 @@
+"""What this machine remembers between two runs: small JSON files, each written whole or not at all.
+
+Losing one costs requests and nothing else; one that cannot be read counts as lost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cfs_tags.errors import FormatError, SystemFailure
+from cfs_tags.formats import json_fields
+from cfs_tags.repo import fsops
+from cfs_tags.repo.lock import Lock
+from cfs_tags.values import Digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOCK = "lock"
+
+
+class Memory:
+    """A file of this machine's.
+
+    Args:
+        directory: where; made if it is absent, for this user alone.
+        name: what the file is about; any text.
+        limit: bytes of the longest that is read.
+    """
+
+    def __init__(self, directory: str, name: str, limit: int) -> None:
+        self._directory = directory
+        self._file = f"{Digest.of(name.encode()).hex[:32]}.json"
+        self._name = name
+        self._limit = limit
+
+    def load(self) -> dict[str, Any]:
+        """What was saved; nothing where there is nothing, or it cannot be read."""
+        try:
+            with open(os.path.join(self._directory, self._file), "rb") as file:
+                data = file.read(self._limit + 1)
+            document = json_fields.load(data, "remembered", self._limit)
+        except (OSError, FormatError):
+            return {}
+        return document if document.get("about") == self._name else {}
+
+    def save(self, value: dict[str, Any]) -> None:
+        """Save something.
+
+        Raises:
+            SystemFailure: the system refused.
+        """
+        data = json.dumps({"about": self._name, **value}, separators=(",", ":")).encode()
+        fd = self._opened()
+        try:
+            fsops.replace_file(fd, self._file, data, f".{self._file}.{os.getpid()}.new")
+        except OSError as error:
+            raise SystemFailure.of(error, "write", os.path.join(self._directory, self._file)) from error
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """Hold all files in the directory for the block, alone.
+
+        Raises:
+            LockTimeout: another process has them.
+        """
+        fd = self._opened()
+        try:
+            path = os.path.join(self._directory, _LOCK)
+            try:
+                fsops.create_file(fd, _LOCK, b"", 0o600)
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise SystemFailure.of(error, "write", path) from error
+            with Lock.of(fd, _LOCK, path).hold("exclusive", fd, _LOCK, timeout):
+                yield
+        finally:
+            os.close(fd)
+
+    def _opened(self) -> int:
+        """The directory, made with those above it."""
+        made = "/"
+        try:
+            fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for name in os.path.abspath(self._directory).strip("/").split("/"):
+                made = os.path.join(made, name)
+                above = fd
+                try:
+                    try:
+                        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+                    except FileNotFoundError:
+                        fsops.make_directory(above, name, 0o700)
+                        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+                finally:
+                    os.close(above)
+            return fd
+        except OSError as error:
+            raise SystemFailure.of(error, "make the directory", made) from error

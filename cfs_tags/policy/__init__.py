@@ -1,0 +1,1 @@
+"""Retention: which tags stay, by rules that an administrator writes."""

@@ -1,0 +1,1 @@
+"""Registries of others, as a client sees them: names, credentials, requests."""
