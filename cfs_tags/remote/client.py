@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
 from cfs_tags.errors import CfsTagsError, DamagedError, FormatError, InvalidDigest, RefusedError
@@ -23,6 +23,7 @@ from cfs_tags.formats import json_fields, oci
 from cfs_tags.remote import credentials
 from cfs_tags.remote.bounds import BoundedResponse
 from cfs_tags.remote.names import Access, Place
+from cfs_tags.remote.reasons import reason_of
 from cfs_tags.values import Digest
 
 if TYPE_CHECKING:
@@ -399,8 +400,7 @@ class Client:
             finally:
                 answer.release_conn()
         except HTTPError as error:
-            reason: object = error.reason if isinstance(error, MaxRetryError) and error.reason is not None else error
-            raise CfsTagsError("registry-unreachable", registry=self._place.registry, reason=_reason(reason)) from error
+            raise CfsTagsError("registry-unreachable", registry=self._place.registry, reason=reason_of(error)) from error
         return answer, data
 
     def _body(self, answer: urllib3.BaseHTTPResponse, limit: int, end: float) -> bytes:
@@ -542,7 +542,7 @@ def _bounded(sock: Any, **options: Any) -> BoundedResponse:
 
     def check(came: int) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"gave {came} bytes in {_WHOLE:.0f} s")
+            raise OSError(f"it gave {came} bytes in {_WHOLE:.0f} s, too slow")
 
     return BoundedResponse(sock, check=check, **options)
 
@@ -588,7 +588,8 @@ def _tls(place: Place, access: Access) -> object:
                 try:
                     context.load_verify_locations(os.path.join(directory, place.registry, name))
                 except (OSError, ssl.SSLError) as error:
-                    raise CfsTagsError("registry-unreachable", registry=place.registry, reason=f"{name}: {error}") from error
+                    reason = f"{name}, {reason_of(error)}"
+                    raise CfsTagsError("registry-unreachable", registry=place.registry, reason=reason) from error
     return context
 
 
@@ -600,9 +601,3 @@ def _is_direct(address: str, without: str) -> bool:
         if name == "*" or (name and (host.lower() in (name, name.partition(":")[0]) or host.lower().endswith(f".{name}"))):
             return True
     return False
-
-
-def _reason(error: object) -> str:
-    """The last words of an exception of urllib3's, without the address of an object."""
-    text = str(error)
-    return text.rpartition(">: ")[2] or text

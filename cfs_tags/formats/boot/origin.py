@@ -374,7 +374,9 @@ def _digest(value: object, place: str, structure: str) -> Digest:
 
 
 def _shown(value: object) -> str:
-    return f"a JSON {type(value).__name__}" if isinstance(value, (dict, list)) else json.dumps(value)[:200]
+    if isinstance(value, (dict, list)):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:200]
 
 
 def _wrong(structure: str, offset: int, wanted: str, found: str) -> NoReturn:

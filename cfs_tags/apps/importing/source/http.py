@@ -29,6 +29,7 @@ from cfs_tags.errors import CfsTagsError, InvalidDigest, SourceFailed, SourceNot
 from cfs_tags.formats import json_fields, oci
 from cfs_tags.formats.oci import Descriptor
 from cfs_tags.remote.bounds import BoundedResponse
+from cfs_tags.remote.reasons import reason_of
 from cfs_tags.repo import arriving
 from cfs_tags.values import Digest
 
@@ -71,12 +72,13 @@ class Server:
     Args:
         address: ``http://HOST[:PORT]`` or ``https://…``, without a path.
         patience: seconds that it may let us wait for the next bytes.
+        argument: what the address was given as.
 
     Raises:
         UsageError: it is no such address.
     """
 
-    def __init__(self, address: str, patience: float = _PATIENCE) -> None:
+    def __init__(self, address: str, patience: float = _PATIENCE, *, argument: str = "peer") -> None:
         try:
             parts = urlsplit(address)
             host, port = parts.hostname, parts.port
@@ -84,7 +86,7 @@ class Server:
             parts, host, port = urlsplit(""), None, None
         if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query or parts.username:
             reason = "is no address of a registry: write http://HOST:PORT"
-            raise UsageError("invalid-argument", argument="peer", value=address, reason=reason)
+            raise UsageError("invalid-argument", argument=argument, value=address, reason=reason)
         self.address = f"{parts.scheme}://{parts.netloc}"
         self._host, self._port, self._secure = host, port, parts.scheme == "https"
         self._patience = patience
@@ -112,7 +114,7 @@ class Server:
             return Body(connection, answer, self.address + path, pace)
         except (OSError, UnicodeError, http.client.HTTPException) as error:  # a label of a name is empty or too long
             connection.close()
-            raise SourceFailed(source=self.address, reason=_reason(error)) from error
+            raise SourceFailed(source=self.address, reason=reason_of(error)) from error
         except BaseException:
             connection.close()
             raise
@@ -175,9 +177,9 @@ class _Pace:
         """Raise OSError where so many bytes are too few for the time, or too many for the body."""
         waited = monotonic() - self._began - _GRACE
         if waited > 0 and came < waited * _SLOWEST:
-            raise OSError(f"gave {came} bytes in {waited + _GRACE:.0f} s: too slow")
+            raise OSError(f"it gave {came} bytes in {waited + _GRACE:.0f} s, too slow")
         if came > _MOST_BESIDE + _MOST_FOR_EACH * self.taken:
-            raise OSError(f"gave {came} bytes of which {self.taken} are content")
+            raise OSError(f"it gave {came} bytes of which {self.taken} are content")
 
 
 class Body:
@@ -207,7 +209,7 @@ class Body:
         try:
             data = self._answer.read1(size)
         except (OSError, http.client.HTTPException) as error:
-            raise SourceFailed(source=self._text, reason=_reason(error)) from error
+            raise SourceFailed(source=self._text, reason=reason_of(error)) from error
         self._pace.taken += len(data)
         if not data and self.size is not None and self._pace.taken < self.size:
             raise SourceFailed(source=self._text, reason=f"broke off after {self._pace.taken} of {self.size} bytes")
@@ -236,7 +238,7 @@ class HttpSource(Source):
         super().__init__(text)
         scheme, _, rest = text.partition("://")
         host, _, place = rest.partition("/")
-        self._server = Server(f"{scheme}://{host}")
+        self._server = Server(f"{scheme}://{host}", argument="SOURCE")
         match = _REFERENCE.search(place)
         self._repository = place[: match.start()].strip("/") if match else place.strip("/")
         self._documents: dict[Digest, bytes] = {}
@@ -319,10 +321,3 @@ def _said(answer: http.client.HTTPResponse) -> str:
         document = json_fields.load(answer.read(_MAX_ERROR), "error", _MAX_ERROR)
         return str(document["errors"][0]["message"])[:200]
     return ""
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "does not answer in time"
-    text = getattr(error, "strerror", None) or str(error)
-    return text or type(error).__name__
