@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,7 +84,7 @@ class Story:
         return names
 
     def tell(self, names: list[str]) -> None:
-        """Pins, leases, bound refs and deletions; the last image goes without a trace, so that there is something to collect."""
+        """Pins, leases, bound refs and deletions; the last image goes for good, so that there is something to collect."""
         bound = self.repo / "streams/refs/cfs-tags/bound" / self.host.id
         for name in names[:-1]:
             what = self.draw.choice(["pin", "pin for a while", "lease", "bind", "trash", "private", "nothing", "nothing"])
@@ -112,14 +112,12 @@ class Story:
 
 
 @pytest.fixture(params=[(name, SEED + number) for name in NAMES for number in range(ROUNDS)], ids=str)
-def story(
-    request: pytest.FixtureRequest, recorded: Callable[[str], Path], call: Run, cfsctl: Cfsctl, tmp_path: Path
-) -> Iterator[Story]:
+def story(request: pytest.FixtureRequest, recorded: Callable[[str], Path], call: Run, cfsctl: Cfsctl, tmp_path: Path) -> Story:
     name, seed = request.param
     root = recorded(name)
     there = [one for one in ids_of(name) if (root / "composefs/images" / one).is_symlink()]
     draw = random.Random(f"{name} {seed}")
-    yield Story(Pinnable(root, draw.choice(there), call), call, cfsctl, tmp_path, draw.randrange(1 << 30))
+    return Story(Pinnable(root, draw.choice(there), call), call, cfsctl, tmp_path, draw.randrange(1 << 30))
 
 
 def test_no_policy_and_no_collection_takes_an_object_of_what_is_kept(story: Story, tmp_path: Path, cfsctl: Cfsctl) -> None:
