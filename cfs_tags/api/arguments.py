@@ -215,9 +215,9 @@ def until(repo: ReadRepo, end: timedelta | datetime | None, argument: str) -> st
     left = end if isinstance(end, timedelta) else end - now
     if not timedelta(seconds=1) <= left <= _LONGEST:
         raise invalid(argument, end, "must be between a second and a hundred years from now")
-    from cfs_tags.tags.rows import expiry_here, moment
+    from cfs_tags.tags.rows import expiry, expiry_here
 
-    return expiry_here(repo, left.total_seconds()) if isinstance(end, timedelta) else moment(end.timestamp())
+    return expiry_here(repo, left.total_seconds()) if isinstance(end, timedelta) else expiry(0, end.timestamp())
 
 
 def positive(number: int | None, argument: str) -> int | None:

@@ -70,8 +70,7 @@ class Hold:
             run.transact(repo, lambda: edit.plan(repo, [self._lease(verb)]), self._note, self._wait)
 
     def _end(self, repo: ReadRepo) -> str:
-        # leases end at whole seconds: the next renewal must not come after the end, however short the lease is
-        return rows.expiry_here(repo, self._length + 1)
+        return rows.expiry_here(repo, self._length)
 
     def _lease(self, verb: str) -> Instruction:
         return Instruction(verb, self.name, f"@{self.digest}", expires=self.expires)

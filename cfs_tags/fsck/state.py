@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, LockConflict, LockTimeout, SystemFailure
 from cfs_tags.formats import json_fields
 from cfs_tags.fsck import quarantine
 from cfs_tags.fsck.findings import Finding, finding
+from cfs_tags.host.good import good_boots
+from cfs_tags.host.refs import seen_before
 from cfs_tags.repo import incoming, layout, reflog
 from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import Lock
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.repo.transaction.journal import Journal
+from cfs_tags.tags import pins
 
-_DOCUMENTS = tuple(f"{layout.STATE}/{name}" for name in ("seen.json", "maintain.json", "good.json", "undo/migration.json"))
+_DOCUMENTS: Mapping[str, Callable[[ReadRepo], object] | None] = {
+    f"{layout.STATE}/seen.json": seen_before,
+    f"{layout.STATE}/good.json": good_boots,
+    f"{layout.STATE}/maintain.json": None,
+    f"{layout.STATE}/undo/migration.json": None,
+}
+"""Files of JSON, and what reads them where the layers let it be asked."""
 _MAX = 256 << 20
 
 
@@ -32,12 +43,15 @@ def check_state(repo: ReadRepo) -> State:
     """Look at everything in ``cfs-tags/``."""
     findings: list[Finding] = []
     journals, left_over = left_by_a_crash(repo, findings)
-    for path in _DOCUMENTS:
-        _check_document(repo, path, findings)
+    for path, reader in _DOCUMENTS.items():
+        _check_document(repo, path, reader or partial(_load, path), findings)
     try:
-        repo.names(layout.PINNED)
+        homes = [f"{layout.PINNED}/{name}" for name in sorted(repo.names(layout.PINNED) or ())]
     except FormatError as error:
         findings.append(finding("damaged-state", layout.PINNED, error.message))
+    else:
+        for home in homes:
+            _check_document(repo, f"{home}/{pins.RECORD}", partial(pins.read_record, home=home), findings)
     try:
         damaged = reflog.damage(repo)
     except CfsTagsError as error:
@@ -111,10 +125,14 @@ def _describe(repo: ReadRepo, path: str) -> str:
     return f"a change of {len(journal.changes)} refs was interrupted"
 
 
-def _check_document(repo: ReadRepo, path: str, findings: list[Finding]) -> None:
+def _load(path: str, repo: ReadRepo) -> None:
+    data = repo.read_file(path, _MAX)
+    if data is not None:
+        json_fields.load(data, "state file", _MAX)
+
+
+def _check_document(repo: ReadRepo, path: str, reader: Callable[[ReadRepo], object], findings: list[Finding]) -> None:
     try:
-        data = repo.read_file(path, _MAX)
-        if data is not None:
-            json_fields.load(data, "state file", _MAX)
+        reader(repo)
     except CfsTagsError as error:
         findings.append(finding("damaged-state", path, error.message))

@@ -336,18 +336,17 @@ def tidy(repo: WriteRepo, new: str | None = None) -> None:
 
 
 def _remove(repo: WriteRepo, path: str) -> None:
-    if not repo.is_directory(path):
-        fsops.remove(repo.fd, path)
-        return
-    for name in repo.names(path) or ():
-        place = f"{path}/{name}"
-        if name == pins.OBJECTS and repo.is_directory(place):
-            for one in repo.names(place) or ():
-                fsops.remove(repo.fd, f"{place}/{one}")
-            fsops.remove_directory(repo.fd, place)
-        else:
-            fsops.remove(repo.fd, place)
-    fsops.remove_directory(repo.fd, path)
+    """Remove what is at a path, whatever it is, with all that is below."""
+    found = {path: repo.is_directory(path)}
+    open_ones = [path] if found[path] else []
+    while open_ones:
+        place = open_ones.pop()
+        for one in (f"{place}/{name}" for name in repo.names(place) or ()):
+            found[one] = repo.is_directory(one)
+            if found[one]:
+                open_ones.append(one)
+    for one, is_directory in reversed(found.items()):  # what is below a directory was found after it
+        (fsops.remove_directory if is_directory else fsops.remove)(repo.fd, one)
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------

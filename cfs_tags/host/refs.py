@@ -22,6 +22,7 @@ from cfs_tags.errors import (
     TargetNotFound,
     UnresolvedDeployment,
     UsageError,
+    about,
 )
 from cfs_tags.formats import json_fields
 from cfs_tags.host import bound
@@ -409,16 +410,31 @@ def _made(repo: ReadRepo, name: DeploymentId) -> int | None:
     return None
 
 
-def _seen(repo: ReadRepo) -> dict[str, int]:
+def seen_before(repo: ReadRepo) -> dict[str, int]:
     """Deployments that some place had when we last looked, each with when the ref that it had then was made.
 
-    So a ref that was made again since waits for its deployment like a new one.  Lost: they are kept for the grace time.
+    So a ref that was made again since waits for its deployment like a new one.
+
+    Raises:
+        FormatError: what was written down is damaged.
+        SystemFailure: the system would not give it.
     """
+    structure = "times of deployments"
+    with about(os.path.join(repo.path, _SEEN)):
+        data = repo.read_file(_SEEN, _MAX_SEEN)
+        times = {} if data is None else json_fields.load(data, structure, _MAX_SEEN)
+        try:
+            return {name: json_fields.number(times, name, 1 << 63) for name in times}
+        except json_fields.Wrong as wrong:
+            raise wrong.as_error(structure) from None
+
+
+def _seen(repo: ReadRepo) -> dict[str, int]:
+    """The same; nothing where it is lost: they are kept for the grace time then."""
     try:
-        times = json_fields.load(repo.read_file(_SEEN, _MAX_SEEN) or b"{}", "times of deployments", _MAX_SEEN)
+        return seen_before(repo)
     except CfsTagsError:
         return {}
-    return {name: made for name, made in times.items() if isinstance(made, int)}
 
 
 def _remember(repo: WriteRepo, view: SysrootView) -> None:

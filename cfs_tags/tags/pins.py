@@ -22,7 +22,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import BadRefLink, CfsTagsError, NotALink, NotFoundError
+from cfs_tags.errors import BadRefLink, CfsTagsError, NotALink, NotFoundError, about
 from cfs_tags.formats import json_fields
 from cfs_tags.repo import clock, layout, refs
 from cfs_tags.tags.rows import moment
@@ -177,11 +177,28 @@ def of_deployments(repo: ReadRepo) -> dict[DeploymentId, tuple[Pin, ...]]:
 def record_of(repo: ReadRepo, pin: Pin) -> Record:
     """What was written down of a pin; nothing where that is lost or cannot be read."""
     try:
-        fields = json_fields.load(repo.read_file(f"{pin.home}/{RECORD}", _MAX_RECORD) or b"{}", RECORD, _MAX_RECORD)
-        made, reason, by = (json_fields.optional_text(fields, key) for key in ("made", "reason", "by"))
-        return Record(made, reason, by, json_fields.texts(fields, "entries") if "entries" in fields else ())
-    except (CfsTagsError, json_fields.Wrong):
+        return read_record(repo, pin.home)
+    except CfsTagsError:
         return Record()
+
+
+def read_record(repo: ReadRepo, home: str) -> Record:
+    """What is written down at the home of a pin; nothing where there is no such file.
+
+    Raises:
+        FormatError: it is damaged.
+        SystemFailure: the system would not give it.
+    """
+    data = repo.read_file(f"{home}/{RECORD}", _MAX_RECORD)
+    if data is None:
+        return Record()
+    with about(f"{repo.path}/{home}/{RECORD}"):
+        fields = json_fields.load(data, "record of a pin", _MAX_RECORD)
+        try:
+            made, reason, by = (json_fields.optional_text(fields, key) for key in ("made", "reason", "by"))
+            return Record(made, reason, by, json_fields.texts(fields, "entries") if "entries" in fields else ())
+        except json_fields.Wrong as wrong:
+            raise wrong.as_error("record of a pin") from None
 
 
 def kept_file(repo: ReadRepo, pin: Pin, file: str, limit: int) -> bytes | None:

@@ -21,6 +21,7 @@ Nothing here takes a lock or changes anything: a tag that vanishes while it is r
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -114,8 +115,9 @@ def is_moment(text: object) -> bool:
 
 
 def expiry(seconds: float, now: float | None = None) -> str:
-    """The name of an instant ``seconds`` from now (or from ``now``, seconds since 1970): ``YYYYMMDDThhmmssZ``."""
-    return moment((time.time() if now is None else now) + seconds)
+    """The name of the first whole second that is not before ``seconds`` from now (or from ``now``, seconds since 1970), so
+    that nothing ends early: ``YYYYMMDDThhmmssZ``."""
+    return moment(math.ceil((time.time() if now is None else now) + seconds))
 
 
 def expiry_here(repo: ReadRepo, seconds: float) -> str:

@@ -50,6 +50,9 @@ FORGED: dict[str, tuple[str, bytes]] = {
     "times that are no text": ("seen.json", b"\xff\xfe{}"),
     "good boots of 3,000 lists": ("good.json", DEEP),
     "good boots that are no text": ("good.json", b"\xff"),
+    "good boots of other fields": ("good.json", b'{"boots": [{"id": 1}]}'),
+    "good boots of no list": ("good.json", b"{}"),
+    "times that are text": ("seen.json", b'{"a": "b"}'),
     "what was maintained, without an end": ("maintain.json", b'{"mark": "'),
     "what was maintained of not a number": ("maintain.json", b'{"marked": NaN}'),
     "a file in the place of the pins": ("pins", b"text"),
@@ -80,6 +83,19 @@ def test_a_forged_file_stops_no_command_and_fsck_names_what_is_wrong(what: str, 
     found = {(one["code"], one["path"]) for one in said.json["result"]["findings"]}
     assert ("damaged-state", f"cfs-tags/{name}") in found
     run("maintain", "--no-sysroot", ok=True)
+
+
+def test_a_directory_for_the_record_of_a_pin_goes_with_the_pin(repo: Path, run: Run) -> None:
+    run("pin", "quay.io/apps/web:1", ok=True)
+    (record,) = (repo / "cfs-tags/pins").glob("*/pin.json")
+    record.unlink()
+    (record / "below").mkdir(parents=True)
+    (record / "below/file").touch()
+
+    assert str(record.relative_to(repo)) in {one["path"] for one in run("fsck", "--json").json["result"]["findings"]}
+    run("unpin", "quay.io/apps/web:1", ok=True)
+
+    assert not list((repo / "cfs-tags/pins").iterdir())
 
 
 @pytest.mark.parametrize("name", ["seen.json", "good.json", "maintain.json", "undo/migration.json", "quarantine/a.json"])

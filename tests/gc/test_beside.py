@@ -399,7 +399,7 @@ def test_nothing_live_is_lost_and_nobody_waits_for_ever(cfsctl: Cfsctl, tmp_path
     assert sum(done["collections"] for done in collected) > 2
     assert sum(done["objects"] for done in collected) > 0
     assert sum(one["done"].get("stock collections", 0) for one in said) > 0
-    time.sleep(1.1)  # the last leases run out
+    time.sleep(2.1)  # the last leases run out
     with Repository.open(repo, write=True) as opened:
         result = gc.collect(opened)
     assert result.problems == ()

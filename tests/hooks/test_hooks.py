@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from cfs_tags.repo.transaction import hooks
 from cli.conftest import Run
+from support.interrupt import kill_after
 from support.trees import tree
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
@@ -135,6 +137,61 @@ def test_what_it_leaves_running_holds_no_lock(home: Path, run: Run, tmp_path: Pa
         os.kill(int((tmp_path / "child").read_text()), 9)
 
 
+def test_of_what_it_says_no_more_is_kept_than_is_shown(home: Path, run: Run, tmp_path: Path) -> None:
+    hook(home / "pre/long", f"readlink /proc/$$/fd/2 >{tmp_path}/told; head -c 64000000 /dev/zero | tr '\\0' x && exit 3")
+
+    said = run("create", "x:1", WEB, "--json")
+
+    assert said.json["error"]["facts"]["reason"] == f"exit status 3: {'x' * 1000}"
+    assert (tmp_path / "told").read_text().startswith("pipe:"), "what is not read takes no memory"
+
+
+@pytest.mark.parametrize("left", ["sleep 20", "yes", "exec yes 2>/dev/null >&2"])
+def test_nobody_waits_for_what_it_leaves_running(left: str, home: Path, run: Run, tmp_path: Path) -> None:
+    hook(home / "pre/leave", f"({left}) & echo $! >{tmp_path}/child; echo bad; exit 1")
+    begun = time.monotonic()
+    try:
+        said = run("create", "x:1", WEB, "--json")
+        assert time.monotonic() - begun < 5
+        assert said.json["error"]["facts"]["reason"].startswith("exit status 1: ")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int((tmp_path / "child").read_text()), 9)
+
+
+def test_one_that_closes_its_output_is_waited_for(home: Path, run: Run, tmp_path: Path) -> None:
+    hook(home / "pre/quiet", f"exec >&- 2>&-; sleep 0.3; touch {tmp_path}/done; exit 4")
+    assert run("create", "x:1", WEB, "--json").json["error"]["facts"]["reason"] == "exit status 4"
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("next_one", [("create", "y:1", WEB), ("delete", "absent:1"), ("create", "x:1", DB, "--force")])
+def test_of_what_another_command_finishes_that_one_tells_them(
+    next_one: tuple[str, ...], home: Path, run: Run, web: str, db: str, repo: Path, tmp_path: Path
+) -> None:
+    """A command is killed at each of its changes to the disk: who moves refs, or finds them moved, tells it, once."""
+    hook(home / "post/tell", f"cat >>{tmp_path}/told")
+    run("create", "x:1", WEB, ok=True)
+    finished = 0
+    for number in range(40):
+        run("create", "x:1", WEB, "--force", ok=True)
+        (tmp_path / "told").unlink(missing_ok=True)
+        stopped = kill_after(number, lambda: run("create", "x:1", DB, "--force", "--reason", "first"))
+        run(*next_one)
+        assert run("resolve", "x:1", ok=True).out.strip() in (web, db)
+        lines = (tmp_path / "told").read_text().splitlines() if (tmp_path / "told").exists() else []
+        told = [move for line in map(json.loads, lines) for move in line["moves"] if move["name"] == "x:1"]
+        moves = [row for row in run("log", "x:1", "--json").result if row["transaction"]]
+        assert len(told) <= 1
+        finished += bool(told)
+        if told:
+            assert (told[0]["old"], told[0]["new"]) == (web, db)
+            assert moves[0]["new"] == db
+        if not stopped:
+            break
+    assert finished > 1
+
+
 def test_one_may_read_the_repository(home: Path, run: Run, repo: Path, tmp_path: Path) -> None:
     program = Path(sys.executable).parent / "cfs-tag"
     hook(home / "pre/look", f"{program} --repo {repo} resolve {WEB} >{tmp_path}/found")
@@ -226,7 +283,7 @@ def test_leases_have_their_names(home: Path, run: Run, tmp_path: Path) -> None:
     run("create", "a/leased:1", WEB, "--expires", "1d", ok=True)
     run("delete", "a/leased:1", ok=True)
     run("create", "a/leased:2", WEB, "--expires", "1s", ok=True)
-    time.sleep(1.1)
+    time.sleep(2.1)
     run("gc", "--no-sysroot", ok=True)
 
     told = [json.loads(line)["moves"] for line in (tmp_path / "told").read_text().splitlines()]
@@ -255,7 +312,7 @@ def test_the_example_of_the_docs_protects_tags_and_leases(home: Path, run: Run) 
             assert said.json["error"]["facts"]["reason"] == "exit status 1: releases stay"
     run("create", names_of_releases[1], WEB, "--expires", "2d", "--force", ok=True)
     run("delete", "quay.io/org/app:other", ok=True)
-    time.sleep(1.1)
+    time.sleep(2.1)
     run("gc", "--no-sysroot", ok=True)
     assert names(run) >= set(names_of_releases[:2])
     assert names_of_releases[2] not in names(run), "its end came, and nobody deleted it"

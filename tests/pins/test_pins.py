@@ -123,7 +123,7 @@ def test_the_same_again_is_unchanged_and_another_end_moves_it(run: Run, repo: Pa
     assert run("pin", WEB, "--until", "2h", "--json", ok=True).result["pins"][0]["done"] == "moved"
     (row,) = pins_of(run).values()
     ends = datetime.fromisoformat(row["expires"])
-    assert timedelta(hours=1, minutes=59) < ends - datetime.now(UTC) <= timedelta(hours=2)
+    assert timedelta(hours=1, minutes=59) < ends - datetime.now(UTC) <= timedelta(hours=2, seconds=1)
     assert len(links(repo)) == len(first)
     assert run("pin", WEB, "--json", ok=True).result["pins"][0]["done"] == "moved"
     assert links(repo) == first
@@ -260,6 +260,8 @@ def test_what_stands_in_the_place_of_what_a_pin_keeps_beside_stops_no_revival_an
     before = sorted((tmp_path / "theirs").rglob("*"))
     home.symlink_to(tmp_path / "theirs")
     (home.parent / "file").write_text("nothing of ours")
+    (home.parent / "no pin's/pin.json/a/b").mkdir(parents=True)
+    (home.parent / "no pin's/pin.json/a/link").symlink_to(tmp_path / "theirs")
 
     run("revive", "mine", "--export-only", "--to", tmp_path / "layout", ok=True)
     run("unpin", "mine", ok=True)
@@ -297,6 +299,23 @@ def test_every_command_knows_it(run: Run, web: str) -> None:
     assert (said.status, said.json["error"]["code"]) == (2, "invalid-argument")
 
 
+def test_neither_a_pin_nor_a_lease_ends_a_fraction_of_a_second_early(repo: Path) -> None:
+    whole = datetime.now(UTC).replace(microsecond=0)
+    with Repository.open(repo, write=True) as opened:
+        for part in (0.0, 0.001, 0.3, 0.999):
+            wanted = whole + timedelta(seconds=100 + part)
+            exact = whole + timedelta(seconds=100 + (part > 0))
+            opened.tags.create("t/at:1", WEB, expires=wanted, force=True)
+            assert opened.tags.get("t/at:1").ends == exact
+            opened.pins.pin(WEB, name="at", until=wanted)
+            assert [pin.ends for pin, _ in opened.pins.list()] == [exact]
+            before = datetime.now(UTC)
+            opened.pins.pin(WEB, name="at", until=timedelta(seconds=100))
+            ((pin, _),) = opened.pins.list()
+            assert before + timedelta(seconds=100) <= pin.ends <= datetime.now(UTC) + timedelta(seconds=101)
+            time.sleep(0.27)
+
+
 def test_policy_never_takes_what_is_pinned(run: Run, repo: Path, cfsctl: Cfsctl, tmp_path: Path) -> None:
     for number in range(4):
         run("create", f"quay.io/x/app:{number}", WEB, ok=True)
@@ -328,6 +347,9 @@ def test_what_is_lost_beside_it_takes_nothing_with_it(run: Run, repo: Path) -> N
     for damage in (b"", b"{", b'{"made": 1}', b"[]", b'{"entries": [1]}'):
         record.write_bytes(damage)
         assert pins_of(run)[WEB]["reason"] is None
+        assert {(one["code"], one["path"]) for one in run("fsck", "--json").json["result"]["findings"]} == {
+            ("damaged-state", str(record.relative_to(repo)))
+        }
     record.unlink()
     assert run("fsck").status == 0
     run("unpin", WEB, ok=True)

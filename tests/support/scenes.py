@@ -110,7 +110,7 @@ def _on_deployments(booted: str, others: Sequence[str]) -> Iterator[tuple[str, M
         ("create", "t/lent", WEB, "--expires", "1s"),
         ("delete", "t/one", "--keep-for", "1s"),
         ("delete", WEB, DB),
-        lambda home: time.sleep(1.2),
+        lambda home: time.sleep(2.1),
     )
     yield "collect leases and trash", Made(("gc", "--no-sysroot"), littered, collects=True)
     yield "record a good boot", Made(("good-boot", *places), (("good-boot", others[0], *places),))

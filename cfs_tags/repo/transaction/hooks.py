@@ -6,7 +6,8 @@ owner could have root run it; they run as the user that works in the repository,
 user.  One that others than root and this user could have written is not run, and refuses.
 
 Each gets one JSON document on standard input, an environment of its own, no terminal and no descriptor of ours: what it
-leaves running never holds a lock.  What it says is kept for the error.  Hooks before a change run while the refs are locked,
+leaves running never holds a lock.  The beginning of what it says is kept for the error; the rest is read and dropped, until
+it ends.  Hooks before a change run while the refs are locked,
 so that what they are told is what is made; that is why their time is short.
 """
 
@@ -19,12 +20,15 @@ import signal
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, RefusedError, printable
 from cfs_tags.repo import fsops, layout
 from cfs_tags.repo.store import WriteRepo
 from cfs_tags.repo.transaction.change import Note, RefChange
+
+if TYPE_CHECKING:
+    import subprocess
 
 _DIRECTORY = "/etc/cfs-tags/hooks.d"
 """Where they are, in ``pre`` and ``post``."""
@@ -32,6 +36,10 @@ PATIENCE = {"pre": 10.0, "post": 60.0}
 """Seconds that all hooks together may take, before and after a change."""
 _ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _MOST_SAID = 1000
+"""Bytes of what a hook says that are shown, and kept."""
+_PIECE = 1 << 16
+_GLANCE = 0.05
+"""Seconds between two looks whether a hook has ended that keeps silent."""
 _MOST_LINKS = 40  # as the kernel has it
 
 
@@ -174,7 +182,8 @@ def _call(path: str, when: str, document: bytes, seconds: float, whole: float) -
 
     if seconds <= 0:
         return f"the hooks before it took {whole:g} seconds"
-    given, said = os.memfd_create("moves"), os.memfd_create("said")
+    given = os.memfd_create("moves")
+    heard, said = os.pipe()
     try:
         fsops.write(given, document)  # in memory: one that reads nothing keeps nobody waiting
         os.lseek(given, 0, os.SEEK_SET)
@@ -190,8 +199,10 @@ def _call(path: str, when: str, document: bytes, seconds: float, whole: float) -
             )
         except OSError as error:
             return error.strerror or str(error)
+        finally:
+            os.close(said)
         try:
-            status = hook.wait(seconds)
+            words, status = _listen(hook, heard, seconds)
         except BaseException as error:
             with suppress(ProcessLookupError):
                 os.killpg(hook.pid, signal.SIGKILL)
@@ -202,8 +213,32 @@ def _call(path: str, when: str, document: bytes, seconds: float, whole: float) -
         if status == 0:
             return None
         ended = f"exit status {status}" if status > 0 else f"signal {-status}"
-        words = printable(os.pread(said, _MOST_SAID, 0).decode("utf-8", "replace").strip().replace("\n", "; "))
-        return f"{ended}: {words}" if words else ended
+        shown = printable(words.decode("utf-8", "replace").strip().replace("\n", "; "))
+        return f"{ended}: {shown}" if shown else ended
     finally:
         os.close(given)
-        os.close(said)
+        os.close(heard)
+
+
+def _listen(hook: subprocess.Popen[bytes], heard: int, seconds: float) -> tuple[bytes, int]:
+    """The beginning of what a hook says, and its exit status.  What it leaves running may keep the pipe open.
+
+    Raises:
+        TimeoutExpired: it has not ended in that many seconds.
+    """
+    import select
+    from time import monotonic
+
+    end, words = monotonic() + seconds, b""
+    while True:
+        status = hook.poll()  # first: what it said by its end is in the pipe then
+        left = end - monotonic()
+        ready, _, _ = select.select([heard], (), (), 0 if status is not None else max(0.0, min(left, _GLANCE)))
+        piece = os.read(heard, _PIECE) if ready else None
+        words += (piece or b"")[: _MOST_SAID - len(words)]
+        if piece == b"":
+            return words, hook.wait(max(0.0, end - monotonic()))
+        if status is not None and (piece is None or len(words) == _MOST_SAID):
+            return words, status
+        if left <= 0:
+            hook.wait(0)

@@ -54,13 +54,20 @@ class Verdict(Enum):
 class Recovered(NamedTuple):
     """A transaction that was interrupted, and what became of it.
 
-    ``reasons`` say why it was taken back; ``is_news`` whether it was finished or taken back only now.
+    ``reasons`` say why it was taken back; ``is_news`` whether it was finished or taken back only now; ``is_open`` whether its
+    journal still stood among those that are to be looked at.
     """
 
     journal: Journal
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     is_news: bool = True
+    is_open: bool = True
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether it is finished, and its writer was stopped before it told the hooks."""
+        return self.is_open and self.verdict is Verdict.FINISHED
 
     @property
     def error(self) -> CfsTagsError | None:
@@ -105,7 +112,7 @@ def recover(swap: Swap) -> list[Recovered]:
     for path in _left_in(repo, TMP):
         journal = _read(repo, path, Stage.DONE) if _stage_of(path) is Stage.DONE else None
         if journal is not None and journal.transaction not in known:
-            found.append(Recovered(journal, Verdict.FINISHED, is_news=False))
+            found.append(Recovered(journal, Verdict.FINISHED, is_news=False, is_open=False))
     return found
 
 

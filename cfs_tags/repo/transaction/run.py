@@ -58,21 +58,26 @@ def transact(
         ExchangeUnsupported: ``held``, and the lock has to be exclusive; nothing was changed.
     """
     way = Way.ALONE if exclusive else Way.EXCHANGE
-    with _locked(repo, timeout, way, held=held):
-        swap = Swap(repo, way)
-        try:
-            done = _recover(swap, command)
-            if done is not None:
-                return done
-            made = plan()
-            hooks.before(repo, made.changes, note)
-            if prepare is not None:
-                prepare(made)
-            _commit(swap, made, note, command)
-        except fsops.ExchangeUnsupported:
-            if exclusive or held:
-                raise
-            made = None
+    finished: list[Journal] = []
+    try:
+        with _locked(repo, timeout, way, held=held):
+            swap = Swap(repo, way)
+            try:
+                done = _recover(swap, command, finished)
+                if done is not None:
+                    return done
+                made = plan()
+                hooks.before(repo, made.changes, note)
+                if prepare is not None:
+                    prepare(made)
+                _commit(swap, made, note, command)
+            except fsops.ExchangeUnsupported:
+                if exclusive or held:
+                    raise
+                made = None
+    finally:
+        for one in finished:
+            hooks.after(repo, one.changes, one.note)
     if made is not None:
         hooks.after(repo, made.changes, note)
         return made
@@ -136,12 +141,17 @@ def _prepare(repo: WriteRepo) -> None:
         raise _failure(error, repo, LOCK_FILE) from error
 
 
-def _recover(swap: Swap, command: Command[P] | None) -> P | None:
-    """Finish or take back what interrupted writers left; the plan of this command, where that is done now."""
+def _recover(swap: Swap, command: Command[P] | None, finished: list[Journal]) -> P | None:
+    """Finish or take back what interrupted writers left; the plan of this command, where that is done now.
+
+    Those whose hooks have not been told go to ``finished``.
+    """
     repo = swap.repo
     made = done = None
     try:
         for one in recover(swap):
+            if one.is_untold:
+                finished.append(one.journal)
             if command is not None and one.journal.command == command.words and _stands(swap, one):
                 done = one.journal.place(Stage.DONE)
                 made = command.again(one.journal.changes, one.journal.rows)
