@@ -9,6 +9,7 @@ is done again in full.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.apps.manifests import ORIGINAL_DIGEST
@@ -35,6 +36,8 @@ MAX_MEMORY = 1 << 20
 _MOST_HISTORY = 20
 _SPARE = "moving"
 _TOO_OFTEN = 5000
+_TRIES = 3
+"""How often the artifact is put where the registry collects its blob before its manifest is there."""
 
 
 class Row(NamedTuple):
@@ -303,8 +306,13 @@ class _Publishing:
                 manifest = self._made.get(digest) or self._manifest(digest, key)
                 self._put(key, manifest)
             except (Missing, RefusedError) as error:
-                if use is None or (isinstance(error, RefusedError) and key.repository == fallback):
+                if isinstance(error, RefusedError) and (use is None or key.repository == fallback):
                     raise
+                if use is None:  # what was to be held meanwhile is not there any more
+                    self._now = {
+                        other: held for other, held in self._now.items() if (other.repository, held) != (key.repository, digest)
+                    }
+                    continue
                 del wanted[key]
                 elsewhere = Key(fallback, key.tag)
                 if elsewhere != key:
@@ -369,13 +377,7 @@ class _Publishing:
         return None
 
     def _manifest(self, digest: Digest, key: Key) -> bytes:
-        data = self._raw(digest)
-        if data is None:
-            found = self._client.get(digest, key.repository)
-            if found is None:
-                raise Missing
-            data = found.data
-        return data
+        return self._raw(digest) or self._client.need(digest, key.repository).data
 
     def _put(self, key: Key, manifest: bytes) -> None:
         self._client.put(key.tag, manifest, _media_type(manifest), key.repository)
@@ -394,8 +396,9 @@ class _Publishing:
                 data = self._raw(booted) if booted is not None else None
                 if data is not None and self._now[key] != booted:
                     # it cannot go, but what it names can
-                    self._put(key, data)
-                    self._now[key] = Digest.of(data)
+                    with suppress(Missing):
+                        self._put(key, data)
+                        self._now[key] = Digest.of(data)
             if slot != _SPARE and key not in self._rows:
                 self._rows[key] = Row(key, self._now.get(key), slot, done)
 
@@ -413,12 +416,17 @@ class _Publishing:
         made = hosts.artifact(host, self._subject(host))
         seen = hosts.seen_tag(host.name, host.time, made.digest)
         self._remember(Remembered(seen=(*self._known.seen, seen)), self._now)
-        client.upload(Digest.of(made.document), [made.document])
-        client.put(hosts.host_tag(host.name), made.manifest, oci.MEDIA_TYPE_MANIFEST)
-        if not self._deletes:
-            return made.digest, ()
-        client.put(seen, made.manifest, oci.MEDIA_TYPE_MANIFEST)
-        return made.digest, (seen,)
+        tags = (hosts.host_tag(host.name), *((seen,) if self._deletes else ()))
+        for left in reversed(range(_TRIES)):
+            try:
+                client.upload(Digest.of(made.document), [made.document])
+                for tag in tags:
+                    client.put(tag, made.manifest, oci.MEDIA_TYPE_MANIFEST)
+                break
+            except Missing:  # collected before the manifest named it
+                if not left:
+                    raise
+        return made.digest, tags[1:]
 
     def _subject(self, host: Host) -> tuple[Digest, int, str] | None:
         use = host.use("booted")

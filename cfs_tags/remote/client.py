@@ -62,8 +62,8 @@ class Found(NamedTuple):
     media_type: str
 
 
-class Missing(Exception):
-    """A manifest was refused because of blobs or manifests that it names and the repository lacks."""
+class Missing(CfsTagsError):
+    """A manifest that the repository lacks, or that was refused because of what it names and the repository lacks."""
 
 
 class Client:
@@ -135,6 +135,21 @@ class Client:
             raise DamagedError("digest-mismatch", path=f"{self._place.registry}{path}", wanted=wanted, found=found)
         return Found(digest, answer.body, answer.headers.get("Content-Type", "").partition(";")[0].strip())
 
+    def need(self, digest: Digest, repository: str | None = None) -> Found:
+        """A manifest or index by its digest.
+
+        Raises:
+            Missing: there is none.
+            CfsTagsError: as :meth:`get`.
+        """
+        found = self.get(digest, repository)
+        if found is None:
+            request = f"GET {self._manifest(digest, repository)}"
+            raise Missing(
+                "registry-failed", registry=self._place.registry, request=request, answer=404, reason="it is not there"
+            )
+        return found
+
     def put(self, reference: str, data: bytes, media_type: str, repository: str | None = None) -> None:
         """Upload a manifest, under a tag or its digest.
 
@@ -147,7 +162,7 @@ class Client:
         if answer.status in (400, 404):
             said = answer.body[:_MAX_ERROR]
             if any(code in said for code in (b"MANIFEST_BLOB_UNKNOWN", b"BLOB_UNKNOWN", b"MANIFEST_UNKNOWN", b"NAME_UNKNOWN")):
-                raise Missing
+                raise Missing("registry-failed", **self._failed(answer).facts())
             raise self._failed(answer)
 
     def delete(self, tag: str, repository: str | None = None) -> bool:

@@ -7,60 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from fleet.conftest import OS, push
+from support.networks import NET, Network, ip, linked, why_not
 from support.registries import Distribution, distribution
 from support.sysroots import Host
 
 HOSTS = 50 if os.environ.get("CFS_TAGS_PROOF") == "long" else 4
-NET = "10.213.77"
 RUN = "import sys; from cfs_tags.cli.main import main; sys.exit(main())"
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
-
-
-class Network(NamedTuple):
-    """Names of namespaces that are linked to a bridge, and of the link in the first."""
-
-    names: list[str]
-    inner: str
 
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("namespaces need root and ip")
-    mark = f"{os.getpid() % 100_000}"
-    bridge, names = f"cfsb{mark}", [f"cfst{mark}-{number}" for number in range(HOSTS)]
-    try:
-        ip("link", "add", bridge, "type", "bridge")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"this machine makes no bridge: {error.stderr.decode()}")
-    try:
-        ip("addr", "add", f"{NET}.1/24", "dev", bridge)
-        ip("link", "set", bridge, "up")
-        for number, name in enumerate(names):
-            inner, outer = f"cfsi{mark[-4:]}x{number}", f"cfso{mark[-4:]}x{number}"
-            ip("netns", "add", name)
-            ip("link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-            ip("link", "set", outer, "master", bridge, "up")
-            ip("-n", name, "addr", "add", f"{NET}.{number + 10}/24", "dev", inner)
-            ip("-n", name, "link", "set", inner, "up")
-        yield Network(names, f"cfsi{mark[-4:]}x0")
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    with linked(HOSTS) as made:
+        yield made
 
 
 def start(name: str, host: Host, shop: Distribution, place: Path) -> subprocess.Popen[bytes]:

@@ -366,6 +366,33 @@ def test_a_registry_that_restarts_meanwhile_is_asked_again(
     assert through(host).status == 0
 
 
+def test_a_registry_that_collects_before_any_request_takes_nothing_that_is_used(
+    through: Any, host: Host, between: Between, shop: Distribution
+) -> None:
+    """Among them: the blob of the artifact, before the manifest that names it is there."""
+    lay(host, "old new")
+    assert through(host).status == 0
+    untag(shop, "old", "new")
+    for number in range(1, 40):
+        lay(host, "new old" if number % 2 else "old new")
+        count = 0
+
+        def collect(method: str, path: str, at: int = number) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                shop.collect()
+
+        between.fault = collect
+        said = through(host)
+        assert said.status == 0, (number, said)
+        between.fault = lambda method, path: None
+        assert all(shop.is_pullable(OS, host.pool.images[name].manifest) for name in ("old", "new")), number
+        if count < number:
+            return
+    pytest.fail("it was never finished")
+
+
 @pytest.mark.parametrize("days", [-400, -3, 3, 400])
 def test_a_wrong_clock_changes_nothing(
     days: int, publish: Any, host: Host, shop: Distribution, monkeypatch: pytest.MonkeyPatch

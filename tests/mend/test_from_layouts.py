@@ -17,7 +17,7 @@ from cfs_tags.values import Digest
 from fsck.damage import flip
 from mend.conftest import Repair
 from support.images import app_image, base_layer, build_index
-from support.importing import import_image
+from support.importing import export_image, import_image
 from support.mending import Layers, assert_whole, build, everything, layers, objects
 from support.peers import Cfsctl
 from support.stock import hard_copy
@@ -128,6 +128,25 @@ def test_an_index_that_was_kept_comes_back_too(new_repo: Callable[..., Path], tm
         path.unlink()
     assert repair(mine, "--from", f"oci:{layout}")["mended"]["left"] == []
     assert tree(mine, ("cfs-tags",)) == before
+
+
+@pytest.mark.parametrize("form", ["none", "zstd", "docker-archive"])
+def test_layers_in_another_form_than_the_image_came_with_are_taken_by_what_their_tar_is(
+    form: str, repo: Path, repair: Repair, cfsctl: Cfsctl, tmp_path: Path
+) -> None:
+    """What ``export`` wrote has none of the blobs that the manifest names; its config says which tars its layers are."""
+    compression = "zstd" if form == "zstd" else "none"
+    kind = form if form.endswith("archive") else "oci"
+    for name in ("web", "db"):
+        export_image(repo, f"quay.io/apps/{name}:1", f"{kind}:{tmp_path}/out-{name}:quay.io/apps/{name}:1", compression)
+    export_image(repo, "localhost/os", f"{kind}:{tmp_path}/out-os:os", compression)
+    whole = Layers(repo)
+    for name in set[str]().union(*whole.objects.values()):
+        (repo / "objects" / name[:2] / name[2:]).unlink()
+    assert whole.lacking(repo).keys() == whole.sizes.keys()
+    sources = [word for name in ("web", "db", "os") for word in ("--from", f"{kind}:{tmp_path}/out-{name}")]
+    assert repair(repo, *sources)["mended"]["left"] == []
+    assert_whole(cfsctl, repo)
 
 
 # -- what it does not do -----------------------------------------------------------------------------------------------

@@ -80,8 +80,11 @@ class Build:
 class Walker:
     """A host that changes."""
 
-    def __init__(self, name: str, address: str, repository: str, place: Path, first: Version, builds: Build) -> None:
+    def __init__(
+        self, name: str, address: str, repository: str, place: Path, first: Version, builds: Build, plain: bool = False
+    ) -> None:
         self.name = name
+        self.access = Access(plain=plain)
         self.booted = first
         self.staged: Version | None = None
         self.rollback: Version | None = None
@@ -90,7 +93,7 @@ class Walker:
         self.address = address
         self.place: Place = parse_place(f"{address}/{repository}")
         self.memory = Memory(str(place), f"publish {name}", publish.MAX_MEMORY)
-        self.requests = 0
+        self.requests = self.bytes = 0
 
     def step(self, chance: random.Random, latest: Version) -> str:
         """Do something that hosts do."""
@@ -121,11 +124,11 @@ class Walker:
     def publish(self) -> Published:
         """Publish, as the command does."""
         known = Remembered.of(self.memory)
-        client = Client(self.place, Access(), known.challenge)
+        client = Client(self.place, self.access, known.challenge)
         try:
             plan = publish.plan(client, self.place, self.value(), known)
             done = publish.publish(client, plan, self.memory, known, self._raw)
-            self.requests = client.requests
+            self.requests, self.bytes = client.requests, client.sent + client.received
             return done
         finally:
             client.close()

@@ -5,13 +5,26 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from typing import NamedTuple
 
-from cfs_tags.apps.blobs import Reader, read_document
-from cfs_tags.errors import CfsTagsError, SourceNotFound, UsageError
+from cfs_tags.apps.blobs import Reader, read_document, read_whole
+from cfs_tags.errors import (
+    CfsTagsError,
+    DamagedError,
+    NotFoundError,
+    SourceFailed,
+    SourceNotFound,
+    UnsupportedError,
+    UsageError,
+)
+from cfs_tags.formats import oci
 from cfs_tags.formats.oci import Descriptor
 from cfs_tags.values import Digest, ObjectId
+
+_MOST_IMAGES = 1000
+"""Images of a source that are looked at for other forms of a layer."""
 
 
 class Way(NamedTuple):
@@ -46,6 +59,7 @@ class Source(ABC):
         self.name = name
         self.offered: Sequence[Descriptor] = ()
         self.listed: Sequence[Descriptor] = ()
+        self._layers: dict[Digest, list[Descriptor]] | None = None
 
     @abstractmethod
     def open(self, digest: Digest) -> Reader:
@@ -85,6 +99,33 @@ class Source(ABC):
             diff_id: the digest of its tar; None where it is kept as the blob that it is.
         """
         yield Way(self.text, lambda: self.open(layer.digest), layer.digest, layer.size)
+        for other in self._forms(diff_id) if diff_id is not None else ():
+            if other.digest != layer.digest:
+                yield Way(self.text, partial(self.open, other.digest), other.digest, other.size)
+
+    def _forms(self, diff_id: Digest) -> Sequence[Descriptor]:
+        """Layers with the same tar of images that it lists: not compressed, or in another way."""
+        if self._layers is None:
+            self._layers = {}
+            pending = list(dict.fromkeys(entry.digest for entry in (*self.offered, *self.listed)))[:_MOST_IMAGES]
+            for digest in pending:  # grows
+                with suppress(DamagedError, NotFoundError, SourceFailed, UnsupportedError):  # another image's business
+                    document = oci.parse_manifest_or_index(self.document(digest))
+                    if isinstance(document, oci.Index):
+                        more = [entry.digest for entry in document.manifests if entry.digest not in pending]
+                        pending += more[: _MOST_IMAGES - len(pending)]
+                    elif document.is_container:
+                        config = oci.parse_config(self._config(document.config))
+                        for known, layer in zip(config.diff_ids, document.layers, strict=False):
+                            self._layers.setdefault(known, []).append(layer)
+        return self._layers.get(diff_id, ())
+
+    def _config(self, descriptor: Descriptor) -> bytes:
+        reader = self.open(descriptor.digest)
+        try:
+            return read_whole(reader, descriptor, oci.MAX_CONFIG, "config")
+        finally:
+            reader.close()
 
     def know(self, digest: Digest, raw: bytes) -> None:  # noqa: B027
         """Be told a manifest whose blobs may be asked for: one that the repository has."""
