@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import DamagedError, FormatError, MissingObject, SystemFailure, TargetNotFound, UnsupportedError
 from cfs_tags.formats import splitstream
-from cfs_tags.parallel import in_processes, look_at, processors
 from cfs_tags.repo import layout
 from cfs_tags.values import Algorithm, ContentId, Digest, ObjectId
 
@@ -261,6 +260,8 @@ def absent_objects(repo: ReadRepo, objects: Iterable[str]) -> list[ObjectId]:
     Raises:
         SystemFailure: the system refused.
     """
+    from cfs_tags.parallel import in_processes, processors
+
     by_parent = _by_parent(objects)
     # a host's deployments have some 100,000 files
     least = 2 if sum(map(len, by_parent.values())) > _MANY else len(by_parent) + 1
@@ -288,6 +289,8 @@ def _without_bytes(repo: ReadRepo, parents: Sequence[tuple[str, list[str]]]) -> 
 
 def _sizes(repo: ReadRepo, parents: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, int | None]]:
     """Each object with its size in bytes, None for what is not there or no file."""
+    from cfs_tags.parallel import look_at
+
     for parent, names in parents:
         path = f"{layout.OBJECTS}/{parent}"
         fd = repo.directory(path)

@@ -23,6 +23,8 @@ _MASKED = (
     *("systemd-sysctl.service", "systemd-binfmt.service", "dev-hugepages.mount", "dev-mqueue.mount", "getty.target"),
     *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "systemd-firstboot.service"),
     *("proc-sys-fs-binfmt_misc.automount", "systemd-hwdb-update.service", "apparmor.service"),
+    # it would empty /tmp as the container sees it: all that the tests of a long run have left there, in minutes
+    "systemd-tmpfiles-setup.service",
 )
 _BEGIN = """
 set -e
