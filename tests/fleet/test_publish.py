@@ -290,6 +290,35 @@ def test_an_image_of_another_repository_has_its_tag_there(publish: Any, host: Ho
     assert shop.tags("example/other") == set()
 
 
+def test_no_index_stands_in_for_the_list_of_referrers_because_of_what_it_does(
+    publish: Any, host: Host, shop: Distribution
+) -> None:
+    """What docs/decisions/0014 says of it: it takes what it should refuse, refuses what it should take, and keeps all in it."""
+    artifact = Digest(publish(host).json["result"]["artifact"])
+    subject = host.pool.images["new"].manifest
+    assert shop.fetch(f"/v2/{OS}/referrers/{subject}").status == 404
+    assert not any(tag.startswith("sha256-") for tag in shop.tags(OS))
+
+    index = "application/vnd.oci.image.index.v1+json"
+    size = len(shop.fetch(f"/v2/{OS}/manifests/{artifact}").body)
+    listed = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": artifact, "size": size}
+
+    def put(*entries: Any, **headers: str) -> int:
+        data = json.dumps({"schemaVersion": 2, "mediaType": index, "manifests": entries}).encode()
+        path = f"/v2/{OS}/manifests/{subject.replace(':', '-')}"
+        return shop.fetch(path, "PUT", data, {"Content-Type": index, **headers}).status
+
+    assert put(listed) == 201
+    assert put(**{"If-Match": f'"{Digest.of(b"another")}"'}) == 201  # another host's entry is gone
+    assert put(listed, {**listed, "digest": Digest.of(b"gone")}) == 400
+    assert put(listed) == 201
+    assert publish(host, "--retract").status == 0
+    untag(shop, "old", "new", "same")
+    shop.collect()
+    assert subject not in shop.manifests(OS)
+    assert artifact in shop.manifests(OS)
+
+
 # -- a registry that is not well ------------------------------------------------------------------------------------------
 
 

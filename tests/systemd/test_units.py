@@ -15,6 +15,7 @@ import pytest
 from cli.conftest import Run
 from support import systemd
 from support.peers import no_peer
+from support.trees import tree
 
 NAMES = sorted(path.name for path in systemd.UNITS.iterdir())
 SERVICES = [name for name in NAMES if name.endswith(".service")]
@@ -73,9 +74,9 @@ def boot(tmp_path: Path, sysroot: Path) -> Any:
 
 def with_options(name: str, units: Path, *options: str) -> str:
     """The commands of a service with more options, as lines of a drop-in."""
-    commands = re.findall(r"^ExecStart=.*'$", (units / name).read_text(), re.MULTILINE)
+    commands = re.findall(r"^(ExecStart=.*?)('?)$", (units / name).read_text(), re.MULTILINE)
     assert commands
-    return "\n".join(["[Service]", "ExecStart=", *(f"{line[:-1]} {' '.join(options)}'" for line in commands), ""])
+    return "\n".join(["[Service]", "ExecStart=", *(f"{line} {' '.join(options)}{quote}" for line, quote in commands), ""])
 
 
 SHOW = """
@@ -217,3 +218,55 @@ grep -c schemaVersion /out/manifest
 """
     )
     assert lines == ["inactive", "active", "1"]
+
+
+@BOTH
+def test_what_runs_is_published_from_the_timer_and_an_unchanged_host_costs_a_request(
+    boot: Any, units: Path, registry: Path, repo: Path, facts: Any, tmp_path: Path
+) -> None:
+    service, address = "cfs-tag-publish.service", "127.0.0.1:5000"
+    options = (*STOPPED[:4], "--booted", facts["booted"])
+    before = tree(repo)
+    lines = boot(
+        SHOW
+        + f"""
+set -e
+ip link set lo up
+cat >/run/registry.yml <<'END'
+version: 0.1
+log: {{accesslog: {{disabled: false}}}}
+storage: {{filesystem: {{rootdirectory: /run/registry}}, delete: {{enabled: true}}}}
+http: {{addr: "{address}"}}
+END
+{registry} serve /run/registry.yml >/out/asked 2>&1 &
+wait_for 'curl -sf http://{address}/v2/ >/dev/null'
+asked() {{ grep -c '"[A-Z]* /v2/os/' /out/asked; }}
+fail() {{ journalctl -u {service} | tail -20; exit 1; }}
+systemctl start {service}
+echo "without a place: $(status ConditionResult {service})"
+mkdir -p /etc/cfs-tags
+echo PLACE={address}/os >/etc/cfs-tags/publish
+systemctl start {service} 2>/dev/null || echo "lost: $(status ExecMainStatus {service})"
+{Path(sys.executable).parent}/cfs-tag --system publish {address}/os --restore {" ".join(options)} >/dev/null || fail
+rm -r /var/lib/cfs-tags
+systemctl start cfs-tag-publish.timer
+wait_for 'ls /var/lib/cfs-tags/*.json >/dev/null 2>&1'
+wait_for '[ "$(status ActiveState {service})" = inactive ]'
+echo "published: $(status Result {service})"
+curl -sf http://{address}/v2/os/tags/list >/out/tags
+before=$(asked)
+systemctl start {service} || fail
+echo "unchanged: $(($(asked) - before)) request"
+""",
+        {
+            service: with_options(service, units, *options),
+            "cfs-tag-publish.timer": "[Timer]\nOnActiveSec=1s\nAccuracySec=100ms\nRandomizedDelaySec=0\n",
+        },
+    )
+
+    assert lines == ["without a place: no", "lost: 4", "published: success", "unchanged: 1 request"]
+    tags = json.loads((tmp_path / "systemd/out/tags").read_text())["tags"]
+    assert {re.sub("-[0-9a-f]{16}", "", tag).partition("-2")[0] for tag in tags} == {
+        *("deployed-booted", "deployed-rollback", "deployed-other-4fc89887682a", "host", "seen")
+    }
+    assert tree(repo) == before
