@@ -35,7 +35,7 @@ def command(
         output.document("pins", [sysroots.pin_facts(*row) for row in found])
         return
     if not found and view.on_terminal():
-        output.lines(["no pins"])
+        output.lines([f"no pins match {' or '.join(repr(printable(one)) for one in patterns)}" if patterns else "no pins"])
         return
     rows = [
         (
