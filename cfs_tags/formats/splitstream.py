@@ -63,10 +63,14 @@ _MAX_NAMED_RATIO = 16
 _MAX_BODY_RATIO = 1000
 """Most bytes of a body for each compressed byte, beyond 16 MiB.
 
-The most regular layers, headers of files of one size and owner, come to 200."""
+The most regular layers, headers of files of one size and owner, come to 200.  Zeros, which may follow a tar's end, are left
+out of it: a frame has at most 32,768 of them for each of its bytes, and they are inflated in no time."""
 
 PIECE_SIZE = 64 << 10
 """Bytes of the longest piece of inline content that :func:`chunks` gives out."""
+
+ZEROS = bytes(PIECE_SIZE)
+"""A block of an inflated body that does not count in what a body is inflated to; blocks are counted from its beginning."""
 
 MAGIC = b"SplitStream"
 HEADER = Struct("<11sBHBBQQ")
@@ -325,7 +329,7 @@ def _check_end(at: int, inline: int, rest: int) -> None:
 
 
 def largest_body(compressed: int) -> int:
-    """Bytes that a body of ``compressed`` bytes is inflated to at most."""
+    """Bytes that a body of ``compressed`` bytes is inflated to at most, blocks of zeros left out (:data:`ZEROS`)."""
     return _FREE_BODY + _MAX_BODY_RATIO * compressed
 
 
@@ -454,10 +458,10 @@ def zstd_library() -> Any:
 
 
 def _inflate(body: memoryview) -> Iterator[bytes]:
-    """Decompress the one frame of a body, in pieces of at most ``PIECE_SIZE`` bytes, none of them empty."""
+    """Decompress the one frame of a body, in pieces that lie within blocks of ``PIECE_SIZE`` bytes, none of them empty."""
     zstd = zstd_library()
     decompressor = zstd.ZstdDecompressor()
-    position = given = 0
+    position = given = counted = 0
     most = largest_body(len(body))
     try:
         while not decompressor.eof:
@@ -468,9 +472,10 @@ def _inflate(body: memoryview) -> Iterator[bytes]:
                 position += len(taken)
                 if not taken:
                     _malformed(position, "the end of a zstd frame", "the end of the section", _BODY)
-            piece = decompressor.decompress(taken, max_length=PIECE_SIZE)
+            piece = decompressor.decompress(taken, max_length=PIECE_SIZE - given % PIECE_SIZE)
             given += len(piece)
-            if given > most:
+            counted += len(piece) if piece != ZEROS[: len(piece)] else 0
+            if counted > most:
                 _malformed(position, f"at most {most} bytes inflated", "more", _BODY)
             if piece:
                 yield piece

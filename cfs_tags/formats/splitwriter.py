@@ -15,6 +15,8 @@ from cfs_tags.formats.splitstream import (
     LG_BLOCKSIZE,
     MAGIC,
     MAX_SIZE,
+    PIECE_SIZE,
+    ZEROS,
     largest_body,
     zstd_library,
 )
@@ -40,9 +42,11 @@ class Writer:
 
     __slots__ = (
         "_algorithm",
+        "_block",
         "_body",
         "_compressor",
         "_content_type",
+        "_counted",
         "_inflated",
         "_inline",
         "_named",
@@ -60,7 +64,8 @@ class Writer:
         self._named: dict[str, int] = {}
         self._inline = bytearray()
         self._size = 0
-        self._inflated = 0
+        self._inflated = self._counted = 0
+        self._block = -1
         self._body = bytearray()
         self._taken = 0
         self._compressor = zstd_library().ZstdCompressor()
@@ -93,9 +98,7 @@ class Writer:
         self._check(digest)
         self._flush()
         self._size += size
-        self._inflated += CHUNK.size
-        index = self._objects.index(bytes.fromhex(digest))
-        self._body += self._compressor.compress(CHUNK.pack(index))
+        self._add(CHUNK.pack(self._objects.index(bytes.fromhex(digest))))
 
     def add_long_inline(self, size: int, pieces: Iterable[Buffer]) -> None:
         """Append ``size`` bytes that come in pieces, as one chunk that is not held in memory.
@@ -105,10 +108,9 @@ class Writer:
         """
         self._flush()
         self._size += size
-        self._inflated += CHUNK.size + size
-        self._body += self._compressor.compress(CHUNK.pack(-size))
+        self._add(CHUNK.pack(-size))
         for piece in pieces:
-            self._body += self._compressor.compress(piece)
+            self._add(piece)
 
     def take_body(self) -> bytearray:
         """Hand over what there is of the compressed body, so that the writer need not keep it; see :meth:`finish_parts`."""
@@ -143,9 +145,9 @@ class Writer:
         after_names = after_objects + len(names)
         end = after_names + self._taken + len(body)
         most = largest_body(self._taken + len(body))
-        if self._inflated > most:
+        if self._counted > most:
             wanted = f"at most {most} bytes beside files of more than 64 bytes"
-            raise FormatError(structure="splitstream body", offset=0, wanted=wanted, found=f"{self._inflated} bytes")
+            raise FormatError(structure="splitstream body", offset=0, wanted=wanted, found=f"{self._counted} bytes")
         if end > MAX_SIZE:
             raise FormatError(structure="splitstream", offset=0, wanted=f"at most {MAX_SIZE} bytes", found=f"{end} bytes")
         header = HEADER.pack(MAGIC, 0, 0, self._algorithm.number, LG_BLOCKSIZE, info, refs) + INFO.pack(
@@ -169,10 +171,22 @@ class Writer:
 
     def _flush(self) -> None:
         if self._inline:
-            self._inflated += CHUNK.size + len(self._inline)
-            self._body += self._compressor.compress(CHUNK.pack(-len(self._inline)))
-            self._body += self._compressor.compress(self._inline)
+            self._add(CHUNK.pack(-len(self._inline)))
+            self._add(self._inline)
             self._inline = bytearray()
+
+    def _add(self, data: Buffer) -> None:
+        """More of the body; of each block that is not all zeros all bytes count."""
+        self._body += self._compressor.compress(data)
+        view = memoryview(data)
+        while view:
+            block, begin = divmod(self._inflated, PIECE_SIZE)
+            part = view[: PIECE_SIZE - begin]
+            if block != self._block and part != ZEROS[: len(part)]:
+                self._block = block
+                self._counted += PIECE_SIZE
+            self._inflated += len(part)
+            view = view[len(part) :]
 
 
 class Table(Protocol):

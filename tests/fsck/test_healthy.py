@@ -13,6 +13,7 @@ from support.images import (
     Cfsctl,
     Layer,
     app_image,
+    base_layer,
     build_image,
     directory,
     file,
@@ -28,6 +29,7 @@ from support.images import (
     whiteout,
 )
 from support.peers_beside import hold_exclusive, hold_shared
+from support.tars import RawLayer
 from support.trees import tree
 
 HOSTS = sorted(path.name.removesuffix(".tar.gz") for path in (Path(__file__).parent.parent / "data" / "hosts").glob("*.tar.gz"))
@@ -114,6 +116,14 @@ def test_every_kind_of_file_and_compression_is_healthy(new_repo: Callable[..., P
     static = static_image(layout)
     assert cfsctl(repo, "oci", "pull", f"oci:{layout}:static", "static", check=False).returncode != 0
     assert (repo / f"streams/oci-manifest-{static.manifest_digest}").is_symlink()
+
+    assert failing(repo, content=True) == []
+
+
+def test_any_number_of_zeros_may_follow_the_end_of_a_tar(repo: Path, cfsctl: Cfsctl, tmp_path: Path) -> None:
+    """As it is padded to the block of a tape; in a stream they take next to no room."""
+    layers = [base_layer(), RawLayer(base_layer("padded").tar + bytes(100 << 20))]
+    pull_image(cfsctl, repo, build_image(tmp_path / "padded", "padded", layers), "padded")
 
     assert failing(repo, content=True) == []
 

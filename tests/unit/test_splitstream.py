@@ -255,10 +255,10 @@ def test_a_damaged_body_is_refused_while_it_is_read(body: bytes, size: int, want
         splitwriter.deflate(bytes(8) * (1 << 22)),  # one object four million times
         splitwriter.deflate((bytes(8) + (1).to_bytes(8, "little")) * (1 << 21)),  # two objects in turn
         splitwriter.deflate(framed_raw(-1, b"a", *[0] * 30) * (1 << 16)),  # with a byte before each thirty of them
-        framed(-(1 << 27), bytes(1 << 27)),  # 128 MiB of zeros
+        framed(-(1 << 27), b"a" * (1 << 27)),  # 128 MiB of one letter
         framed(*([-200, bytes(200), 0, 1] * (1 << 16))),  # headers that are too short
     ],
-    ids=["one", "two", "hardly any", "zeros", "short headers"],
+    ids=["one", "two", "hardly any", "letters", "short headers"],
 )
 def test_a_few_bytes_make_no_long_work(body: bytes) -> None:
     """What a stream of some KB gives out is bounded, whatever it says of its size."""
@@ -277,6 +277,25 @@ def test_a_few_bytes_make_no_long_work(body: bytes) -> None:
     assert refused.structure == "splitstream body"
     assert seen <= 1016 + inside // 512 + 1
     assert inside <= (16 << 20) + 1000 * len(body)
+
+
+def test_zeros_are_read_however_many_and_a_writer_counts_as_the_reader_does() -> None:
+    """Blocks of zeros do not count; one other byte in each makes all of them count."""
+    for block, is_read in ((bytes(65536), True), (bytes(65535) + b"x", False)):
+        writer = Writer(Algorithm.SHA512, splitstream.CONTENT_TYPE_LAYER)
+        writer.add_inline(b"before")
+        writer.add_external(ObjectId("ab" * 64), 100)
+        writer.add_long_inline(600 << 16, [block[:1000], *[block[1000:] + block[:1000]] * 599, block[1000:]])
+        body = framed(-6, b"before", 0, -(600 << 16), block * 600)
+        stream = splitstream.parse(assembled(body, size=100 + 6 + (600 << 16)))
+        if is_read:
+            assert sum(len(part) for part in splitstream.chunks(writer.finish()) if isinstance(part, bytes)) == 6 + (600 << 16)
+            splitstream.check_size(stream, [100])
+        else:
+            with pytest.raises(FormatError):
+                writer.finish()
+            with pytest.raises(FormatError):
+                list(splitstream.chunks(stream))
 
 
 @pytest.mark.parametrize(
