@@ -176,9 +176,9 @@ CATALOGUE: dict[str, Entry] = {
     "reflog-entry-not-found": Entry(
         "NotFoundError",
         messages.no_entry,
-        "name number entries",
-        "The log of a tag does not reach back that far, or has no value at that entry.",
-        "choose an entry that the log has",
+        "name number entries action time",
+        "The log of a tag does not reach back that far, or the tag named no image after that entry or at that time.",
+        "choose an entry that the log has, or another time",
     ),
     "before-the-log": Entry(
         "NotFoundError",
@@ -216,6 +216,13 @@ CATALOGUE: dict[str, Entry] = {
         "name count reason",
         "A pin is made; what it would keep against a program that removes the objects of files in /boot, it does not keep.",
         "the pin keeps them as long as no such program runs; an export of the image keeps them anywhere",
+    ),
+    "tags-unread": Entry(
+        "CfsTagsError",
+        "{names:3,+} stay, because what they lead to is broken or cannot be read",
+        "names",
+        "A warning: a policy is not asked about tags that lead nowhere, or whose image cannot be read.",
+        "see what is wrong with them, and import them again or delete them",
     ),
     "tag-exists": Entry(
         "RefusedError",
@@ -535,7 +542,7 @@ CATALOGUE: dict[str, Entry] = {
         "{command} needs the Python package {package}, which is not installed",
         "command package extra",
         "A command needs a package that is not installed.",
-        "pip install {package}",
+        "pip install {package}; where cfs-tag is a package of the system, that one's python3-{package}",
     ),
     "program-missing": Entry(
         "CfsTagsError",

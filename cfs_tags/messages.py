@@ -140,11 +140,14 @@ def left(facts: Facts) -> str:
 
 
 def no_entry(facts: Facts) -> str:
-    """the log of {name:quoted} has {entries:entry}, none with number {number}; without a number: and no other value"""
+    """the log of {name:quoted} has {entries:entry}, none with number {number}; without a number: and no other value; where
+    there is such an entry: {name:quoted} named no image then: entry {number} of its log is {action:quoted} of {time}"""
     name, entries = f"{facts['name']!r}", facts["entries"]
     many = f"{entries} {'entry' if entries == 1 else 'entries'}"
     if facts["number"] is None:
         return f"{name} is as it was: its log has {many}, and no other value"
+    if facts["action"] is not None:
+        return f"{name} named no image then: entry {facts['number']} of its log is {facts['action']!r} of {facts['time']}"
     return f"the log of {name} has {many}, none with number {facts['number']}"
 
 

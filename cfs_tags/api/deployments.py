@@ -379,7 +379,8 @@ class Deployments:
 
         Args:
             deployment: as with :meth:`cfs_tags.api.pins.Pins.target`, or the name of a pin.
-            to: a directory for the layout; None: one in ``temporary`` that is named after the deployment.
+            to: a directory for the layout; None: one that is named after the deployment, for root in
+                ``/var/lib/cfs-tags/revive``, else in ``temporary``.  bootc takes updates from it until it is told otherwise.
             bootc: the path of that program; None exports alone.
             force: also one that is still deployed.
             sources: where what is missing is fetched from first, as for
@@ -410,7 +411,7 @@ class Deployments:
         writable = None if dry_run else repo.writable()
         one, digest = Pins(repo, self).target(deployment, pinned=True)
         view = self.view() if self.are_seen else None
-        layout = os.path.abspath(to or f"{temporary}/cfs-tag-revive-{usual_name(one, digest)}")
+        layout = os.path.abspath(to or reviving.usual_layout(usual_name(one, digest), temporary))
         if ":" in layout:
             raise invalid("to", layout, "has a colon, at which bootc takes the path to end")
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from cfs_tags.tags.pins import Pin
 
 _BOOTC = "bootc"
+_HOME = "/var/lib/cfs-tags/revive"
+"""Where root's layouts are, unless another directory is named.  bootc takes updates from there until it is told otherwise: in a
+directory where everybody may write, somebody else's layout could stand there once this one is gone, as by systemd-tmpfiles."""
 
 
 class Revival(NamedTuple):
@@ -72,7 +75,8 @@ class Revival(NamedTuple):
 
     @property
     def switch_back(self) -> tuple[str, ...] | None:
-        """The words with which bootc takes its updates from where the image came from; None where that is not known."""
+        """The words with which bootc takes its updates from where the image came from; None where that is not known.  After
+        that nothing needs the layout."""
         if self.image is None:
             return None
         transport, name = self.image
@@ -209,17 +213,24 @@ def revive(
     return Revived(wanted, exported, bootc is not None)
 
 
+def usual_layout(name: str, temporary: str) -> str:
+    """The directory for the layout where none is named; ``temporary`` is where those of other users than root are."""
+    return f"{_HOME}/{name}" if os.geteuid() == 0 else f"{temporary}/cfs-tag-revive-{name}"
+
+
 def _own_directory(path: str) -> None:
-    """Make the directory for the layout.  One that is there in a place where everybody may write must be ours: root deploys
-    what is in it.
+    """Make the directory for the layout, and its usual home.  One that is there in a place where everybody may write must be
+    ours: root deploys what is in it.
 
     Raises:
         RefusedError (foreign-owner, open-to-others): others can change what is in it.
         SystemFailure: the system refused.
     """
+    homes = (os.path.dirname(_HOME), _HOME) if path.startswith(f"{_HOME}/") else ()
     try:
-        with HostDirectory(os.path.dirname(path)) as above:
-            fsops.make_directory(above.fd, os.path.basename(path))
+        for one in (*homes, path):
+            with HostDirectory(os.path.dirname(one)) as above:
+                fsops.make_directory(above.fd, os.path.basename(one))
         found = os.lstat(path)
     except OSError as error:
         raise SystemFailure.of(error, "write", path) from error

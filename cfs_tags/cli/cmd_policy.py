@@ -8,7 +8,7 @@ import typer
 
 from cfs_tags.cli import complete, output, view
 from cfs_tags.cli.options import Change
-from cfs_tags.errors import UsageError
+from cfs_tags.errors import CfsTagsError, UsageError
 
 if TYPE_CHECKING:
     from cfs_tags.policy.plan import Row
@@ -26,6 +26,7 @@ _WHY = {
     "deployed": "deployed",
     "last-good": "booted well last",
     "no-rule": "no rule is for it",
+    "unread": "its image cannot be read",
     "no-time": "its time is not known",
     "future": "its time is in the future",
     "tags": "keep-tags",
@@ -149,9 +150,13 @@ def _apply(ctx: typer.Context, file: str | None, allow_empty_group: bool, force:
     from cfs_tags.repo import clock
     from cfs_tags.tags import edit
 
+    warnings: list[CfsTagsError] = []
+    output.watch(warnings)
+
     def planned(repo: WriteRepo) -> TagPlan:
         policy = _policy(repo, file)
-        made = plan.plan_drops(repo, policy, allow_empty_group=allow_empty_group, trust_clock=force)
+        options = {"allow_empty_group": allow_empty_group, "trust_clock": force}
+        made = plan.plan_drops(repo, policy, **options, warnings=warnings)
         if force and not how.dry_run:
             clock.believe(repo)
         return made

@@ -29,7 +29,7 @@ def command(
         ),
     ],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="DIR", show_default=False, help="Of the layout; else one in /var/tmp.")
+        str | None, typer.Option("--to", metavar="DIR", show_default=False, help="Of the layout; else in /var/lib/cfs-tags.")
     ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the commands that do it, and do nothing.")] = False,
     export_only: Annotated[
@@ -104,6 +104,12 @@ def _etc(plan: Revival) -> str:
     return _ETC if plan.etc is None else _ETC_THERE.format(plan.etc)
 
 
+def _afterwards(plan: Revival) -> str:
+    """What is left to do: until then updates come from the layout."""
+    back = shlex.join(plan.switch_back or ("bootc", "switch", "IMAGE"))
+    return f"once it is booted, for its updates: {back}; then {shlex.join(('rm', '-r', plan.layout))}"
+
+
 def _print(plan: Revival, words: list[str], options: tuple[str, ...]) -> None:
     """The commands, and what is to be known as comments: it can be pasted into a shell."""
     from cfs_tags.errors import printable
@@ -114,8 +120,7 @@ def _print(plan: Revival, words: list[str], options: tuple[str, ...]) -> None:
         lines.append(f"# {output.count(len(plan.put_back), 'object')} of files in /boot will be put back")
     lines += [f"# to be fetched: {line}" for line in plan.missing]
     lines += [_export(plan, words, options), shlex.join(plan.switch), f"# {_etc(plan)}"]
-    if plan.switch_back is not None:
-        lines.append(f"# once it is booted, for its updates: {shlex.join(plan.switch_back)}")
+    lines.append(f"# {_afterwards(plan)}")
     output.data([printable(line) for line in lines])
 
 
@@ -131,8 +136,7 @@ def _show(done: Revived) -> None:
     else:
         output.lines([f"to be run on the host: {printable(shlex.join(plan.switch))}"])
     output.lines([printable(_etc(plan))])
-    if plan.switch_back is not None:
-        output.lines([f"once it is booted, for its updates: {printable(shlex.join(plan.switch_back))}"])
+    output.lines([printable(_afterwards(plan))])
 
 
 def _facts(plan: Revival, done: Revived | None) -> dict[str, Any]:

@@ -274,6 +274,7 @@ ADVICE: dict[str, Text | None] = {
     "sysroot-unseen": "name the physical root with --sysroot DIR; gc --no-sysroot collects by the refs that there are",
     "still-deployed": "the boot menu or 'bootc rollback' boots it; --force deploys it again",
     "system-failure": _system_failure,
+    "tags-unread": "'cfs-tag policy check' says of each what becomes of it, 'cfs-tag fsck' what is wrong",
     "tag-collected": _collected,
     "tag-exists": "--force moves it all the same",
     "tag-not-found": _no_tag,

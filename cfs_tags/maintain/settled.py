@@ -1,8 +1,11 @@
 """What the last maintenance left to know for the next: ``cfs-tags/maintain.json``.
 
-A collection that found nothing to do leaves a mark: a digest of all links and refs, names and targets, and of the time stamps
-of the directories of objects.  As long as these are the same there is nothing to do either: what is dead was made, or its last
-link went, since.  A directory whose time stamp could be given again by a change right now leaves no mark.
+A collection that found nothing to do leaves a mark: a digest of the time stamps of all directories of objects, links and refs.
+What is dead was made, or its last link went, in one of them, and no link can be changed but by another that takes its name.
+
+The stamps are read before the collection looks at anything, and each is so old by then that any change after that gives
+another one (a change within the same tick of the clock would not: there is no mark then).  So where they are the same once
+more, nothing has been changed since before that collection looked, and what it found is true still, whoever else was at work.
 
 It names the objects, too, that a check found to be damaged: they are read again by each maintenance until they are right
 or gone, so that a finding is not said once and forgotten.
@@ -19,7 +22,6 @@ from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, SystemFailure
 from cfs_tags.formats import json_fields
-from cfs_tags.gc.mark import Snapshot
 from cfs_tags.inventory import object_directories
 from cfs_tags.repo import fsops, layout
 from cfs_tags.repo.directory import is_settled
@@ -87,21 +89,27 @@ def write(repo: WriteRepo, known: Known) -> None:
 def mark(repo: ReadRepo) -> str:
     """What the repository is now; empty where a change right now could leave no trace."""
     digest = hashlib.sha256()
-    for links in Snapshot.read(repo):
-        for name, link in sorted(links.items()):
-            digest.update(f"{name}\0{link}\0".encode("utf-8", "surrogateescape"))
-        digest.update(b"\0")
-    for parent in object_directories(repo):
-        path = f"{layout.OBJECTS}/{parent}"
+    pending = [f"{layout.OBJECTS}/{parent}" for parent in reversed(object_directories(repo))]
+    pending += [layout.OBJECTS, layout.STREAMS, layout.IMAGES, layout.STREAM_REFS, layout.IMAGE_REFS]
+    while pending:
+        path = pending.pop()
         fd = repo.directory(path)
         if fd is None:
-            return ""
+            continue
         try:
             with repo.reading(path):
                 status = os.fstat(fd)
+                if path.startswith((layout.STREAM_REFS, layout.IMAGE_REFS)):
+                    pending += [f"{path}/{name}" for name in _directories_in(fd)]
         finally:
             os.close(fd)
-        if not is_settled(status.st_mtime_ns):
+        stamps = status.st_mtime_ns, status.st_ctime_ns
+        if not is_settled(max(stamps)):
             return ""
-        digest.update(f"{parent} {status.st_dev} {status.st_ino} {status.st_mtime_ns}\0".encode("ascii"))
+        digest.update(f"{path}\0{status.st_dev} {status.st_ino} {stamps}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def _directories_in(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))

@@ -63,6 +63,7 @@ def plan(repo: ReadRepo, policy: Policy, now: datetime, *, allow_empty_group: bo
     named = {*used, *(tag.digest for tag in tags if tag.digest is not None)}
     used |= dict.fromkeys(_last_good(good, named) - used.keys(), "last-good")
     known: dict[Digest, datetime | None] = {}
+    unread: set[Digest] = set()
     logged = _Logged(repo, tags, now)
     rows: list[Row] = []
     groups: dict[tuple[Rule, str], list[Dated[Tag]]] = {}
@@ -72,9 +73,9 @@ def plan(repo: ReadRepo, policy: Policy, now: datetime, *, allow_empty_group: bo
         if reason is not None or rule is None:
             rows.append(Row(tag, None, (reason or "no-rule",)))
             continue
-        time = logged.time(tag) if rule.time == "logged" else _created(repo, tag, known)
+        time = logged.time(tag) if rule.time == "logged" else _created(repo, tag, known, unread)
         if time is None:
-            rows.append(Row(tag, rule, ("no-time",)))
+            rows.append(Row(tag, rule, ("unread" if tag.digest in unread else "no-time",)))
             continue
         groups.setdefault((rule, rule.group(tag.name)), []).append(Dated(tag, time))
     for (rule, group), things in groups.items():
@@ -85,7 +86,14 @@ def plan(repo: ReadRepo, policy: Policy, now: datetime, *, allow_empty_group: bo
     return sorted(rows, key=lambda row: row.tag.name)
 
 
-def plan_drops(repo: ReadRepo, policy: Policy, *, allow_empty_group: bool = False, trust_clock: bool = False) -> TagPlan:
+def plan_drops(
+    repo: ReadRepo,
+    policy: Policy,
+    *,
+    allow_empty_group: bool = False,
+    trust_clock: bool = False,
+    warnings: list[CfsTagsError] | None = None,
+) -> TagPlan:
     """The deletion of all tags that a policy does not keep.
 
     Args:
@@ -93,6 +101,7 @@ def plan_drops(repo: ReadRepo, policy: Policy, *, allow_empty_group: bool = Fals
         policy: the rules.
         allow_empty_group: whether all tags of a group may be dropped.
         trust_clock: whether a clock that has jumped is believed.
+        warnings: has afterwards what stays because no rule could be asked (tags-unread), and nothing else.
 
     Raises:
         RefusedError: ``empty-group``; ``clock-ahead`` or ``clock-set-back`` where there is something to drop.
@@ -100,7 +109,12 @@ def plan_drops(repo: ReadRepo, policy: Policy, *, allow_empty_group: bool = Fals
     """
     known = clock.read(repo, trusted=trust_clock)
     now = datetime.fromtimestamp(known.now, UTC)
-    dropped = [row.tag for row in plan(repo, policy, now, allow_empty_group=allow_empty_group) if not row.reasons]
+    rows = plan(repo, policy, now, allow_empty_group=allow_empty_group)
+    dropped = [row.tag for row in rows if not row.reasons]
+    if warnings is not None:
+        stuck = [row.tag.name for row in rows if row.reasons in (("unread",), ("broken",))]
+        unread = tuple(name for name in stuck if policy.rule_of(name) is not None)
+        warnings[:] = [CfsTagsError("tags-unread", names=unread)] if unread else []
     if dropped and known.doubt is not None:
         raise known.doubt
     expires = expiry_here(repo, policy.kept_by_policy) if policy.kept_by_policy else None
@@ -178,13 +192,14 @@ class _Logged:
         return _here(time) if link == tag.link else self._now.astimezone()
 
 
-def _created(repo: ReadRepo, tag: Tag, known: dict[Digest, datetime | None]) -> datetime | None:
+def _created(repo: ReadRepo, tag: Tag, known: dict[Digest, datetime | None], unread: set[Digest]) -> datetime | None:
     assert tag.digest is not None
     if tag.digest not in known:
         try:
             image = images.load(repo, tag.digest)
         except CfsTagsError:
             known[tag.digest] = None
+            unread.add(tag.digest)
         else:
             known[tag.digest] = _here(image.config.created if image.config is not None else None)
     return known[tag.digest]

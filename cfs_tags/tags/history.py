@@ -66,9 +66,12 @@ def logged_digest(repo: ReadRepo, name: str, which: int | float) -> Digest:
             raise NotFoundError("before-the-log", name=name, time=moment, begins=lines[-1].entry.time)
     else:
         number = which
-    digest = _logged(lines[number]) if number < len(lines) else None
+    entry = lines[number].entry if number < len(lines) else None
+    digest = _logged(lines[number]) if entry is not None else None
     if digest is None:
-        raise NotFoundError("reflog-entry-not-found", name=name, number=number, entries=len(lines))
+        action, time = (entry.action, entry.time) if entry is not None else (None, None)
+        facts = {"number": number, "entries": len(lines), "action": action, "time": time}
+        raise NotFoundError("reflog-entry-not-found", name=name, **facts)
     return digest
 
 
@@ -82,7 +85,8 @@ def previous_digest(repo: ReadRepo, name: str, current: Tag | None) -> Digest:
         digest = _logged(line)
         if digest is not None and digest != now:
             return digest
-    raise NotFoundError("reflog-entry-not-found", name=name, number=None, entries=len(lines))
+    facts = {"number": None, "entries": len(lines), "action": None, "time": None}
+    raise NotFoundError("reflog-entry-not-found", name=name, **facts)
 
 
 @refs.at_once

@@ -193,6 +193,9 @@ def test_where_the_tag_was_absent_or_the_log_begins_later_there_is_no_value(logg
         absent, before = logged("resolve", "app@{now}", "--json"), logged("resolve", "app@{2026-11-01}", "--json")
 
     assert (absent.status, absent.json["error"]["code"]) == (3, "reflog-entry-not-found")
+    newest = logged("log", "app", "--json").result[0]
+    said = f"'app' named no image then: entry 0 of its log is 'delete' of {newest['time']}"
+    assert (newest["action"], absent.json["error"]["message"]) == ("delete", said)
     assert (before.status, before.json["error"]["code"]) == (3, "before-the-log")
     assert before.json["error"]["facts"]["begins"].startswith("2027-01-12T08:00:00")
     assert logged("resolve", "never@{yesterday}").status == 3

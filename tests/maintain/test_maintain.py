@@ -6,6 +6,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from cfs_tags.maintain import run as steps
 from cfs_tags.maintain import settled
 from cfs_tags.policy import files
 from cli.conftest import Run
+from support.images import app_image, pull_image
 from support.peers import Cfsctl
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
@@ -114,7 +117,20 @@ def without_an_object(repo: Path) -> None:
     next((repo / "objects").glob("*/*")).unlink()
 
 
-@pytest.mark.parametrize("change", [without_a_tag, with_a_lost_link, with_an_object, without_an_object])
+def with_a_ref_deep_down(repo: Path) -> None:
+    (repo / "images/refs/others/deep").mkdir(parents=True)
+
+
+def with_a_tag_that_moved(repo: Path) -> None:
+    path = repo / "streams/refs/oci/quay.io%2Fapps%2Fdb:2"
+    (repo / "moved").symlink_to(os.readlink(path.parent / "quay.io%2Fapps%2Fweb:1"))
+    (repo / "moved").rename(path)
+
+
+CHANGES = [without_a_tag, with_a_lost_link, with_an_object, without_an_object, with_a_ref_deep_down, with_a_tag_that_moved]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_whatever_has_changed_is_walked_again(change: Any, at_rest: Run, repo: Path) -> None:
     change(repo)
     settle()
@@ -122,13 +138,69 @@ def test_whatever_has_changed_is_walked_again(change: Any, at_rest: Run, repo: P
     assert at_rest("--check-every", "0", "--json").json["result"]["unchanged"] is False
 
 
-def test_an_object_that_was_made_in_the_moment_of_the_mark_is_not_forgotten(at_rest: Run, repo: Path) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_in_the_moment_of_the_mark_is_not_forgotten(change: Any, at_rest: Run, repo: Path) -> None:
     """The file system gives the next change of a directory the time stamp of the one before: then there is no mark."""
-    with_an_object(repo)
     with Repository.open(repo) as opened:
+        settle()
+        before = settled.mark(opened)
+        assert before != ""
+        change(repo)
         assert settled.mark(opened) == ""
         settle()
-        assert settled.mark(opened) != ""
+        assert settled.mark(opened) not in ("", before)
+
+
+def test_time_stamps_that_somebody_puts_back_are_noticed(at_rest: Run, repo: Path) -> None:
+    with Repository.open(repo) as opened:
+        settle()
+        before, there = settled.mark(opened), (repo / "streams/refs/oci").stat()
+        without_a_tag(repo)
+        os.utime(repo / "streams/refs/oci", ns=(there.st_atime_ns, there.st_mtime_ns))
+        settle()
+        assert settled.mark(opened) not in ("", before)
+
+
+def test_after_a_mark_nothing_was_changed_as_long_as_it_is_the_same_whatever_cfsctl_does(
+    repo: Path, cfsctl: Cfsctl, tmp_path: Path
+) -> None:
+    """cfsctl pulls, tags and collects, and marks are taken all the time: what was looked at after one that is the last one's,
+    too, is what is there in the end."""
+
+    def there() -> set[tuple[str, str]]:
+        found = set()
+        for top in ("objects", "streams", "images"):
+            for place, _, names in os.walk(repo / top):
+                for path in (os.path.join(place, name) for name in names):
+                    with suppress(OSError):  # it went meanwhile
+                        found.add((path, os.readlink(path) if os.path.islink(path) else ""))
+        return found
+
+    images = [app_image(tmp_path / "layout", f"app{number}") for number in range(3)]
+    seen: list[tuple[str, set[tuple[str, str]]]] = []
+
+    def others() -> None:
+        for _ in range(3):
+            for image in images:
+                pull_image(cfsctl, repo, image)
+            for image in images:
+                cfsctl(repo, "oci", "untag", image.ref)
+            cfsctl(repo, "gc")
+
+    with Repository.open(repo) as opened, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(others)
+        while not running.done():
+            seen.append((settled.mark(opened), there()))
+        running.result()
+        settle()
+        seen += [(settled.mark(opened), there())] * 2
+    places: dict[str, list[int]] = {}
+    for number, (mark, _) in enumerate(seen):
+        places.setdefault(mark, []).append(number)
+    assert len(places.keys() - {""}) > 3, "marks were taken in between"
+    for mark, at in places.items():
+        looked = [seen[number][1] for number in range(at[0], at[-1])] if mark else []
+        assert all(one == looked[0] for one in looked)
 
 
 def test_a_lease_that_runs_out_is_noticed_though_nothing_has_changed(at_rest: Run, run: Run, repo: Path) -> None:

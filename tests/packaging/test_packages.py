@@ -87,6 +87,16 @@ def test_an_rpm_requires_the_python_that_runs_it(made: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", TOOLS)
+def test_a_package_names_what_few_commands_need(made: Path, kind: str) -> None:
+    if kind == "deb":
+        control = run("dpkg-deb", "--field", one(made, "*.deb")).split("\n")
+        assert {"Recommends: skopeo", "Suggests: python3-zeroconf"} <= set(control)
+    else:
+        assert run("rpm", "-qp", "--recommends", one(made, "*.rpm")).split() == ["skopeo"]
+        assert run("rpm", "-qp", "--suggests", one(made, "*.rpm")).split() == ["python3-zeroconf"]
+
+
+@pytest.mark.parametrize("kind", TOOLS)
 def test_a_package_puts_everything_at_its_place_and_runs(made: Path, tmp_path: Path, kind: str, example_repo: Path) -> None:
     if kind == "deb":
         run("dpkg-deb", "-x", one(made, "*.deb"), tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cfs_tags import Repository
+from cfs_tags.apps import reviving
 from cfs_tags.apps.reviving import Revival
 from cfs_tags.cli import session as sessions
 from cfs_tags.errors import RefusedError
@@ -175,8 +176,6 @@ def test_bootc_is_told_to_deploy_the_layout(
     bootc.chmod(bootc.stat().st_mode | stat.S_IXUSR)
     layout = tmp_path / "out"
 
-    from cfs_tags.apps import reviving
-
     with Repository.open(one.repo, write=True, run="none", booted="none", esp="none") as repo:
         view = repo.deployments.view()
         live = view._replace(sysroot=view.sysroot._replace(mounts=()))
@@ -209,7 +208,9 @@ def test_a_tag_can_be_revived_too_and_dry_runs_change_nothing(run: Run, repo: Pa
 def test_nothing_is_deployed_from_a_directory_that_others_can_change(
     kind: str, code: str, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(reviving, "_HOME", str(tmp_path / "lib/revive"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "lib/revive"))
+    (tmp_path / "lib/revive").mkdir(parents=True)
     layout = Path(run("revive", WEB, "--dry-run", "--json", ok=True).result["layout"])
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -229,6 +230,23 @@ def test_nothing_is_deployed_from_a_directory_that_others_can_change(
     assert not any(theirs.iterdir())
     if kind != "link":
         assert not any(layout.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the layouts of others are temporary")
+def test_roots_layout_stands_where_nobody_cleans_up_and_nobody_else_may_write(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert run("revive", WEB, "--dry-run", "--json", ok=True).result["layout"].startswith("/var/lib/cfs-tags/revive/")
+
+    monkeypatch.setattr(reviving, "_HOME", str(tmp_path / "cfs-tags/revive"))
+    said = run("revive", WEB, "--export-only", ok=True)
+
+    (layout,) = (tmp_path / "cfs-tags/revive").iterdir()
+    assert exported_config(layout)
+    assert f"; then rm -r {layout}" in said.out
+    for place in (tmp_path / "cfs-tags", tmp_path / "cfs-tags/revive", layout):
+        assert place.stat().st_mode & 0o022 == 0
 
 
 def test_a_layout_that_bootc_would_look_for_elsewhere_is_refused(run: Run, tmp_path: Path) -> None:

@@ -339,3 +339,31 @@ def test_a_pin_outlives_a_clock_that_was_set_forward_and_one_that_was_set_back(
         assert run("gc", "--no-sysroot", "--json").result["refs"] == []
         assert {pin.name: pin.has_ended for pin in list_pins(opened)} == {"behind": False, "db": False}
         assert len(run("gc", "--no-sysroot", "--force", "--json").result["refs"]) > 1
+
+
+def test_what_the_page_says_to_do_leads_out_of_the_doubt(run: Run, repo: Path) -> None:
+    for number in (1, 2, 3):
+        run("create", f"quay.io/x/app:{number}", WEB, ok=True)
+    (repo / "cfs-tags/policy.toml").write_text(KEEP_ONE)
+    dry = (("policy", "apply", "--dry-run", "--force"), ("gc", "--no-sysroot", "--dry-run", "--force"))
+    with clock_moved(YEARS):
+        said = run("maintain", "--no-sysroot", "--json")
+        assert (said.status, [*said.json["result"]["failed"]]) == (4, ["policy"])
+        for words in dry:
+            run(*words, ok=True)
+        assert run("maintain", "--no-sysroot").status == 4, "a dry run believes nothing"
+        run("policy", "apply", "--force", ok=True)
+        assert run("maintain", "--no-sysroot").status == 0
+        run("create", "lent", WEB, "--expires", "1h", ok=True)
+        run("pin", WEB, "--name", "mine", "--until", "1h", ok=True)
+
+    assert "clock-set-back" in codes(run("gc", "--no-sysroot", "--json"))
+    run("gc", "--no-sysroot", "--force", ok=True)
+    assert not codes(run("gc", "--no-sysroot", "--json"))
+    run("create", "lent", WEB, "--force", "--expires", "1h", ok=True)
+    run("pin", WEB, "--name", "mine", "--until", "1h", ok=True)
+    soon = datetime.now(UTC) + timedelta(hours=1, seconds=2)
+    with Repository.open(repo) as opened:
+        ends = [tag.ends for tag in opened.tags.list() if tag.ends is not None]
+    assert len(ends) == 2
+    assert all(end < soon for end in ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,27 @@ def test_what_check_drops_is_what_apply_deletes(run: Run, policy: Path, cfsctl: 
         run("restore", name, ok=True)
     assert names(run) == before
     assert run("fsck", "--content").status == 0
+
+
+def test_what_stays_because_no_rule_can_be_asked_is_named(run: Run, repo: Path, tmp_path: Path, facts: Any) -> None:
+    policy = tmp_path / "all.toml"
+    policy.write_text('[[rule]]\ntags = ["quay.io/*"]\nkeep-last = 1\n')
+    run("create", "elsewhere/app:1", WEB, ok=True)
+    stream = repo / "streams" / f"oci-manifest-{facts['apps'][WEB]['manifest']}"
+    object_path = stream.resolve()
+    object_path.chmod(0o644)
+    object_path.write_bytes(b"damaged")
+    (repo / "streams/refs/oci/quay.io%2Fgone:1").symlink_to(f"../../oci-manifest-sha256:{'0' * 64}")
+
+    verdicts = verdict(run, "--file", policy)
+    said, in_json = (run("policy", "apply", "--file", policy, *words, ok=True) for words in ((), ("--json",)))
+
+    assert (verdicts[WEB], verdicts["quay.io/gone:1"], verdicts["elsewhere/app:1"]) == (["unread"], ["broken"], ["no-rule"])
+    (warning,) = in_json.json["warnings"]
+    assert (warning["code"], warning["facts"]["names"]) == ("tags-unread", [WEB, "quay.io/gone:1"])
+    assert said.out == "every tag stays\n"
+    assert "quay.io/gone:1" in said.err
+    assert WEB in said.err
 
 
 def test_no_policy_drops_nothing(run: Run) -> None:
