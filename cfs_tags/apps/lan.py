@@ -25,6 +25,8 @@ _SECONDS = 2.0
 """For which answers are waited for at most; a host answers within half a second."""
 _QUIET = 0.7
 """Seconds without a new answer after which no more is expected."""
+_DETAILS = 4.0
+"""Seconds in which all of them have to say where they are."""
 _MOST = 64
 """Hosts that are taken at most: anybody on the network can make up any number."""
 
@@ -56,8 +58,12 @@ def find(command: str, seconds: float = _SECONDS, interfaces: Sequence[str] | No
             if found and monotonic() - max(found.values()) > _QUIET:
                 break
         browser.cancel()
+        end = monotonic() + _DETAILS
         for name in list(found)[:_MOST]:
-            info = running.get_service_info(_SERVICE, name, timeout=500)
+            left = end - monotonic()
+            if left <= 0:  # many names of which nobody says more
+                break
+            info = running.get_service_info(_SERVICE, name, timeout=min(500, int(left * 1000)))
             if info is None or not info.port:
                 continue
             for address in info.parsed_addresses(zeroconf.IPVersion.V4Only) or info.parsed_addresses():

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfs_tags.errors import InvalidDigest, UsageError
 from cfs_tags.formats import json_fields, oci
-from cfs_tags.values import Digest
+from cfs_tags.values import Digest, instant_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -186,7 +186,7 @@ class Seen(NamedTuple):
 def parse_seen(tag: str) -> Seen | None:
     """Read a ``seen-`` tag; None for another one."""
     found = _SEEN.fullmatch(tag)
-    if found is None or _HOST.fullmatch(found["host"]) is None:
+    if found is None or _HOST.fullmatch(found["host"]) is None or instant_of(found["time"]) is None:
         return None
     return Seen(found["host"], found["time"], found["digits"])
 

@@ -365,15 +365,21 @@ class _Publishing:
         wanted[key] = use._replace(kept_as=digest if digest != use.manifest else None)
 
     def _restored_before(self, key: Key, use: Use) -> bytes | None:
-        """A manifest that a tag of the host names and that was made of the one that is lost."""
+        """A manifest that a tag of the host names and that was made of the one that is lost.
+
+        Who put it there is not known: the config is to be the same, which says what its layers are.
+        """
+        lost = self._raw(use.manifest)
+        if lost is None:
+            return None
         for one in {digest for other, digest in self._now.items() if other.repository == key.repository}:
             found = self._client.get(one, key.repository)
             if found is not None:
-                try:
-                    if oci.parse_manifest(found.data).annotations.get(ORIGINAL_DIGEST) == use.manifest:
+                with suppress(FormatError):
+                    parsed = oci.parse_manifest(found.data)
+                    is_same = parsed.config.digest == oci.parse_manifest(lost).config.digest
+                    if is_same and parsed.annotations.get(ORIGINAL_DIGEST) == use.manifest:
                         return found.data
-                except FormatError:
-                    continue
         return None
 
     def _manifest(self, digest: Digest, key: Key) -> bytes:
@@ -470,6 +476,8 @@ def retract(client: Client, place: Place, name: str, memory: Memory, known: Reme
             for use in host.uses:
                 if use.repository is not None and is_repository(use.repository):
                     keys[Key(use.repository, hosts.deployed_tag(name, use.slot))] = None
+    if not dry_run:
+        known._replace(whole=False).save(memory)  # where this is stopped, the next 'publish' looks at every tag
     rows = []
     for key in keys:
         slot = key.tag.removeprefix(hosts.deployed_tag(name, ""))

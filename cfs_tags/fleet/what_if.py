@@ -70,10 +70,11 @@ def what_if(client: Client, fleet: Fleet, reference: str) -> Answer:
     parsed = oci.parse_manifest_or_index(top.data)
     images = {}
     if isinstance(parsed, oci.Index):
-        for entry in platforms.with_platform(parsed.manifests):
-            found = _get(client, entry.digest)
-            images[platforms.shown(entry.platform)] = _Image(found.digest, len(found.data), oci.parse_manifest(found.data))
-        if not images:
+        entries = {platforms.shown(entry.platform): entry for entry in platforms.with_platform(parsed.manifests)}
+        for platform in entries.keys() & {row.host.platform for row in fleet.rows if row.host is not None}:
+            found = _get(client, entries[platform].digest)
+            images[platform] = _Image(found.digest, len(found.data), oci.parse_manifest(found.data))
+        if not entries:
             raise FormatError(structure=f"index {top.digest}", offset=0, wanted="images for platforms", found="none")
     single = None if isinstance(parsed, oci.Index) else _Image(top.digest, len(top.data), parsed)
     extra = len(top.data) if isinstance(parsed, oci.Index) else 0

@@ -22,7 +22,7 @@ from cfs_tags.errors import CfsTagsError, DamagedError, FormatError, InvalidDige
 from cfs_tags.formats import json_fields, oci
 from cfs_tags.remote import credentials
 from cfs_tags.remote.bounds import BoundedResponse
-from cfs_tags.remote.names import Access, Place
+from cfs_tags.remote.names import Access, Place, is_tag
 from cfs_tags.remote.reasons import reason_of
 from cfs_tags.values import Digest
 
@@ -191,7 +191,8 @@ class Client:
                 return found
             structure = f"list of tags of {self._place}"
             try:
-                found += json_fields.texts(json_fields.load(answer.body, structure, _MAX_PAGE), "tags")
+                # what can be no tag cannot be asked for, and might be of any length
+                found += filter(is_tag, json_fields.texts(json_fields.load(answer.body, structure, _MAX_PAGE), "tags"))
             except json_fields.Wrong as wrong:
                 raise wrong.as_error(structure) from None
             path = self._next(path, answer.headers.get("Link"))
@@ -205,7 +206,8 @@ class Client:
         if not start.startswith("<") or 'rel="next"' not in rest.replace("rel=next", 'rel="next"'):
             return None
         parts = urlsplit(self._join(f"{self._scheme}://{self._place.address}{path}", start[1:]))
-        return f"{parts.path}?{parts.query}" if parts.query else parts.path
+        path = f"/{parts.path.lstrip('/')}"  # two of them would begin the name of a host
+        return f"{path}?{parts.query}" if parts.query else path
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 

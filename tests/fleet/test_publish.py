@@ -198,6 +198,15 @@ def test_a_compressed_layer_that_is_lost_comes_back_in_another_form(
     said = publish(host)
     assert said.status == 0, said
     assert said.result["tags"][0]["digest"] == row["digest"]
+    other = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
+    shop.upload(OS, other)  # and somebody says that it is that image
+    forged = {**found, "config": {**found["config"], "digest": Digest.of(other), "size": len(other)}}
+    shop.tag(OS, BOOTED, json.dumps(forged).encode())
+    untag(shop, *seen(shop), f"host-{NAME}")
+    shutil.rmtree(tmp_path / "state")
+    assert done(publish(host)) == {BOOTED: "lost"}
+    said = publish(host, "--restore")
+    assert said.result["tags"][0]["digest"] == row["digest"]
 
 
 def test_retract_leaves_nothing(publish: Any, host: Host, shop: Distribution, tmp_path: Path) -> None:
@@ -375,6 +384,18 @@ def test_a_registry_that_is_away_is_an_error(through: Any, host: Host, between: 
     said = through(host)
     assert (said.status, said.json["error"]["code"]) == (1, "registry-unreachable")
     shop.start()
+
+
+def test_after_a_retraction_that_failed_every_tag_is_looked_at(
+    through: Any, host: Host, between: Between, shop: Distribution
+) -> None:
+    """Some tags are gone, and the artifact is still the one that was published last."""
+    through(host)
+    between.fault = lambda method, path: 403 if method == "DELETE" and "/host-" in path else None
+    assert through(host, "--retract").json["error"]["code"] == "registry-refused"
+    assert BOOTED not in shop.tags(OS)
+    between.fault = lambda method, path: None
+    assert done(through(host)) == {BOOTED: "created", ROLLBACK: "created"}
 
 
 def test_a_slow_registry_is_waited_for(through: Any, host: Host, between: Between) -> None:

@@ -168,7 +168,9 @@ def test_a_proxy_that_is_away() -> None:
             assert LEAKS.search(caught.value.message) is None, caught.value.message
 
 
-@pytest.mark.parametrize("source", ["http://127.0.0.1:99999/app:1", "http://user@127.0.0.1:1/app:1", "http:///app"])
+@pytest.mark.parametrize(
+    "source", ["http://127.0.0.1:99999/app:1", "http://ho st:1/app:1", "http://user@127.0.0.1:1/app:1", "http:///app"]
+)
 def test_an_address_that_is_none_is_called_what_it_was_given_as(source: str, repo: Path) -> None:
     with pytest.raises(UsageError) as caught:
         import_image(repo, source, "web")

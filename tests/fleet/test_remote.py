@@ -278,6 +278,20 @@ def test_pages_without_an_end_are_an_error(client: Client, hostile: Hostile) -> 
     assert [path for _, path, _ in hostile.asked][-1] == "/v2/os/tags/list?last=a"
 
 
+@pytest.mark.parametrize("path", ["//127.0.0.1:1/v2/os/tags/list?last=a", "http://127.0.0.1:1//127.0.0.1:1/x?last=a"])
+def test_the_next_page_is_of_the_same_registry_however_it_is_written(path: str, client: Client, hostile: Hostile) -> None:
+    link = {"Link": f'<{path}>; rel="next"'}
+    hostile.answer = lambda method, path, headers: (200, {} if "last" in path else link, b'{"tags":["a"]}')
+    assert client.tags() == ["a", "a"]
+
+
+def test_what_can_be_no_tag_is_passed_over(client: Client, hostile: Hostile) -> None:
+    """Pages of a few tags of many megabytes would fill the memory."""
+    said = json.dumps({"tags": ["a", "b" * 129, "c" * 1_000_000, "", "d e", "host-\u00e9", "e"]}).encode()
+    hostile.answer = lambda method, path, headers: (200, {}, said)
+    assert client.tags() == ["a", "e"]
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"tags":[1]}', b'{"tags":{}}', b"\xff", b"[" * 100_000])
 def test_lists_that_make_no_sense_are_errors(body: bytes, client: Client, hostile: Hostile) -> None:
     hostile.answer = lambda method, path, headers: (200, {}, body)

@@ -265,6 +265,41 @@ def test_what_if_says_who_loses_a_rollback_and_what_is_fetched(fleet: Any, walk:
     assert fleet("what-if", "sha256:" + "0" * 64).json["error"]["code"] == "target-not-found"
 
 
+def test_what_if_asks_for_the_images_of_an_index_that_hosts_could_have(
+    fleet: Any, walk: Any, build: Build, shop: Distribution
+) -> None:
+    version = build.make()
+    walk("a", version)
+    kinds = [("amd64", build.make()), ("arm64", build.make()), ("s390x", build.make())]
+    entries = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": made.digest,
+            "size": len(made.manifest),
+            "platform": {"os": "linux", "architecture": kind},
+        }
+        for kind, made in kinds
+    ]
+    media_type = "application/vnd.oci.image.index.v1+json"
+    index = json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": entries}).encode()
+    assert shop.fetch(f"/v2/{OS}/manifests/all", "PUT", index, {"Content-Type": media_type}).status == 201
+    fleet()
+    with shop.counted() as asked:
+        (row,) = fleet("what-if", "all").result["what_if"]["hosts"]
+    assert row["manifest"] == kinds[0][1].digest
+    assert len(asked) == 3  # tags, the index, one image
+
+
+def test_a_tag_with_a_time_that_is_none_says_nothing(fleet: Any, build: Build, shop: Distribution, tmp_path: Path) -> None:
+    version = build.make()
+    use = Use("booted", version.digest, None, version.name, repository=OS)
+    made = hosts.artifact(Host("a", "20260101T000000Z", "test", "linux/amd64", (use,)), None)
+    put(shop, "a", made)
+    put(shop, "a", made, hosts.seen_tag("a", "99999999T999999Z", made.digest))
+    assert rows(fleet())["a"]["seen"] == "2026-01-01T00:00:00Z"
+    assert fleet("report", str(tmp_path / "page.html")).status == 0
+
+
 def test_many_hosts_cost_a_request_each_where_nothing_has_changed(shop: Distribution, build: Build, tmp_path: Path) -> None:
     """Every host publishes, really: requests by the registry's log, bytes are those of bodies."""
     version = build.make()

@@ -5,6 +5,7 @@ A short run is part of every test run; ``make attack`` (``CFS_TAGS_ATTACK_SECOND
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from hostile.conftest import APP, USER, Outside, Result, give, needs_root, run
+from support.registries import distribution
 
 SECONDS = float(os.environ.get("CFS_TAGS_ATTACK_SECONDS", "10"))
 """How long each of the two attacks goes on."""
@@ -34,17 +36,26 @@ DIRECTORIES = [
     "streams/refs/cfs-tags/deployments",
     "streams/refs/cfs-tags/configs",
     "streams/refs/cfs-tags/leases",
+    "streams/refs/cfs-tags/pins",
+    "streams/refs/cfs-tags/trash",
     "images/refs",
     "images/refs/cfs-tags",
     "images/refs/cfs-tags/deployments",
+    "images/refs/cfs-tags/pins",
     "cfs-tags",
     "cfs-tags/tmp",
     "cfs-tags/journal",
     "cfs-tags/reflog",
     "cfs-tags/undo",
+    "cfs-tags/pins",
+    "cfs-tags/pins/mine",
+    "cfs-tags/pins/mine/objects",
+    "cfs-tags/quarantine",
+    "cfs-tags/incoming",
     *(f"objects/{number:02x}" for number in range(0, 256, 5)),
 ]
-FILES = ["meta.json", "cfs-tags/refs.lock", "cfs-tags/seen.json", *(f"cfs-tags/reflog/{number:02x}" for number in range(256))]
+STATE = ["refs.lock", "seen.json", "good.json", "maintain.json", "clock", "forgotten", "pins/mine/pin.json"]
+FILES = ["meta.json", *(f"cfs-tags/{name}" for name in STATE), *(f"cfs-tags/reflog/{number:02x}" for number in range(256))]
 
 CC = shutil.which("cc") or ("cc" if os.environ.get("CFS_TAGS_REQUIRE_PEERS") == "1" else None)
 
@@ -65,7 +76,8 @@ def pairs(repo: Path, outside: Path) -> list[str]:
     (repo / "evil").mkdir()
     found = []
     for number, place in enumerate(DIRECTORIES):
-        (repo / place).mkdir(parents=True, exist_ok=True)
+        for one in (repo, outside):
+            (one / place).mkdir(parents=True, exist_ok=True)
         (repo / f"evil/{number}").symlink_to(outside / place)
         found += [place, f"evil/{number}"]
     for number, place in enumerate(FILES):
@@ -92,8 +104,8 @@ def attack(program: Path, repo: Path, exchanged: list[str], uid: int) -> Iterato
         assert int(said.split()[0]) > 10 * SECONDS, said
 
 
-def commands(repo: Path, image: Path) -> list[list[str]]:
-    """Every command that changes something, and some that look at everything."""
+def commands(repo: Path, image: Path, shop: str) -> list[list[str]]:
+    """Every command that changes something, and some that look at everything; ``shop`` is a registry's address."""
     digest = "@" + os.readlink(repo / APP).rpartition("oci-manifest-")[2]
     away = ["--boot", str(repo.parent / "boot"), "--esp", "none", "--run", str(repo.parent / "run"), "--booted", "none"]
     instructions = image.parent / "instructions"
@@ -101,6 +113,8 @@ def commands(repo: Path, image: Path) -> list[list[str]]:
     policy = image.parent / "policy.toml"
     policy.write_text('[[rule]]\ntags = ["many*", "shared"]\ngroup-by = "rule"\nkeep-last = 1\n')
     deployment = min(path.name for path in (repo.parent / "state/deploy").iterdir())
+    out, mends = str(image.parent / "out"), ["fsck", "--repair", "--from", f"oci:{image}:fresh"]
+    publish = ["publish", f"{shop}/os", "--name", "host", *away]
     return [
         ["create", "made", digest],
         ["create", "app", digest, "--force"],
@@ -127,6 +141,20 @@ def commands(repo: Path, image: Path) -> list[list[str]]:
         ["gc", *away],
         ["gc", "--no-sysroot"],
         ["fsck", "--repair"],
+        mends,
+        [*mends, "--content"],
+        ["restore", "lost"],
+        ["pin", deployment, "--name", "mine", *away],
+        ["pin", deployment, "--name", "mine", "--until", "1s", *away],
+        ["pin", "app", "--until", "9d"],
+        ["unpin", "mine", *away],
+        ["unpin", "app"],
+        ["revive", "mine", "--export-only", "--force", "--to", out, *away],
+        ["hold", "app", "--for", "10s", "--", "true"],
+        ["trash", "empty", "--yes"],
+        ["maintain", "--check-every", "1s", *away],
+        [*publish, "--restore"],
+        [*publish, "--retract"],
         ["status", *away],
         ["diff", "app", "other"],
         ["report", "-", *away],
@@ -135,14 +163,32 @@ def commands(repo: Path, image: Path) -> list[list[str]]:
 
 def carry_out(repo: Path, words: list[str], instructions: Path) -> Result:
     patience = () if words[0] in ("status", "diff") else ("--lock-timeout", "2")
+    end = words.index("--") if "--" in words else len(words)
     with instructions.open() as lines:
-        return run("--repo", repo, *words, *patience, stdin=lines.fileno())
+        return run("--repo", repo, *words[:end], *patience, *words[end:], stdin=lines.fileno())
+
+
+def unsettle(repo: Path, image: Path, home: Path, uid: int) -> None:
+    """A tag whose image only a source has, a log that is soon forgotten, and directories beside for what is written there."""
+    fresh = next(one for one in json.loads((image / "index.json").read_text())["manifests"] if "fresh" in str(one))
+    (repo / APP).with_name("lost").symlink_to(f"../../../oci-manifest-{fresh['digest']}")
+    (repo / "cfs-tags/policy.toml").write_text('[log]\nkeep-for = "1s"\n')
+    for name in ("out", "state"):
+        (home / name).mkdir()
+        os.chown(home / name, uid, uid)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("uid", [USER, 0], ids=["of another user", "of root's own"])
 def test_nothing_outside_changes(
-    attacker: bytes, home: Path, host: Path, repo: Path, image: Path, outside: Callable[[], Outside], uid: int
+    attacker: bytes,
+    home: Path,
+    repo: Path,
+    image: Path,
+    outside: Callable[[], Outside],
+    registry: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uid: int,
 ) -> None:
     """In the repository of another user root becomes that user; in its own, the way in which paths are followed is all
     that keeps it inside."""
@@ -151,14 +197,16 @@ def test_nothing_outside_changes(
     program.chmod(0o755)
     beside = outside()
     exchanged = pairs(repo, beside.path)
-    every = commands(repo, image)
+    unsettle(repo, image, home, uid)
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     give(repo, uid)
     for number in range(len(FILES)):  # these are root's files, under whatever names they are here
         os.chown(repo / f"evil/file-{number}", 0, 0)
     beside = beside.again()
     choose = random.Random(20261126)
     ended: Counter[tuple[str, int]] = Counter()
-    with attack(program, repo, exchanged, uid) as is_at_work:
+    with distribution(registry, home / "registry") as shop, attack(program, repo, exchanged, uid) as is_at_work:
+        every = commands(repo, image, shop.address)
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
             some = [choose.choice(every) for _ in range(5)]

@@ -215,11 +215,12 @@ class Between:
     """A proxy in front of a registry that lets some requests fail.
 
     ``fault`` is asked for each request, with its method and path: None to let it pass, a status to answer with (and headers),
-    or seconds to wait first.
+    or seconds to wait first.  ``twist`` is given what the registry answered, and gives bytes to be sent in its place, or None.
     """
 
     def __init__(self, behind: Distribution) -> None:
         self.fault: Callable[[str, str], int | float | tuple[int, dict[str, str]] | None] = lambda method, path: None
+        self.twist: Callable[[str, str, int, dict[str, str], bytes], bytes | None] = lambda *answer: None
         self.asked: list[tuple[str, str, int]] = []
         outer = self
 
@@ -244,7 +245,12 @@ class Between:
                     answer = connection.getresponse()
                     data = answer.read()
                     headers = dict(answer.getheaders())
-                    self._answer(answer.status, headers, data)
+                    raw = outer.twist(self.command, self.path, answer.status, headers, data)
+                    if raw is None:
+                        self._answer(answer.status, headers, data)
+                    else:
+                        self.wfile.write(raw)
+                        self.close_connection = True
                 except OSError:
                     self._answer(502, {}, b"")
                 finally:

@@ -48,6 +48,7 @@ _MAX_STATES = 256 << 10
 """Bytes of the longest answer about layers: 100 of them take 20 KiB."""
 _STATES_AT_ONCE = 100
 _ACCEPTED = ", ".join((*oci.MANIFEST_TYPES, "*/*"))
+_NO_HOST = re.compile(r"[\x00-\x20\x7f]")
 _BY = re.compile(r"[0-9a-f]{0,64}", re.ASCII)
 _REFERENCE = re.compile(r"(?:@(sha(?:256|384|512):[0-9a-f]+)|:([A-Za-z0-9_][A-Za-z0-9._-]{0,127}))$", re.ASCII)
 
@@ -84,7 +85,14 @@ class Server:
             host, port = parts.hostname, parts.port
         except ValueError:
             parts, host, port = urlsplit(""), None, None
-        if parts.scheme not in ("http", "https") or not host or parts.path.strip("/") or parts.query or parts.username:
+        if (
+            parts.scheme not in ("http", "https")
+            or not host
+            or _NO_HOST.search(host)
+            or parts.path.strip("/")
+            or parts.query
+            or parts.username
+        ):
             reason = "is no address of a registry: write http://HOST:PORT"
             raise UsageError("invalid-argument", argument=argument, value=address, reason=reason)
         self.address = f"{parts.scheme}://{parts.netloc}"
