@@ -8,6 +8,7 @@ import typer
 
 from cfs_tags.cli import complete, output, sysroots, view
 from cfs_tags.cli.options import Json
+from cfs_tags.errors import printable
 
 
 def command(
