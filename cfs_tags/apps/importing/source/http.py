@@ -87,7 +87,8 @@ class Server:
             parts, host, port = urlsplit(""), None, None
         if (
             parts.scheme not in ("http", "https")
-            or _NO_HOST.search(host or " ")
+            or not host
+            or _NO_HOST.search(host)
             or parts.path.strip("/")
             or parts.query
             or parts.username
