@@ -67,8 +67,8 @@ def fill(cfsctl: Cfsctl, repo: Path) -> None:
 
 
 class Layers:
-    """The layers of all images and artifacts of a whole repository that refs lead to: the objects that each consists of, the links that name it, its bytes in
-    the source, and uncompressed."""
+    """The layers of all images and artifacts of a whole repository that refs lead to: the objects that each consists of, the
+    links that name it, its bytes in the source, and uncompressed."""
 
     def __init__(self, repo: Path) -> None:
         self.sizes: dict[str, int] = {}
