@@ -104,12 +104,15 @@ class Deployments:
     @checked
     def meant(self, name: str) -> str:
         """A name as tags are named: of ``@booted``, ``@staged`` and ``@rollback`` the ref of the deployment, or where it has
-        none yet the digest that a look-up finds.
+        none yet the digest that a look-up finds; a name of bootc's that a listing has shortened in full.
 
         Raises:
             NotFoundError: no deployment is in that state.
+            UsageError (ambiguous-name): several names of bootc's begin so.
         """
-        return self.in_state(name)[1] if name in _STATES else name
+        from cfs_tags.tags.names import in_full
+
+        return self.in_state(name)[1] if name in _STATES else in_full(self._repo, name)
 
     @checked
     def in_state(self, state: str) -> tuple[DeploymentId, str]:

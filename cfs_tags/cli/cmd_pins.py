@@ -8,6 +8,7 @@ import typer
 
 from cfs_tags.cli import complete, output, sysroots, view
 from cfs_tags.cli.options import Json
+from cfs_tags.errors import printable
 
 
 def command(
@@ -35,7 +36,7 @@ def command(
         output.document("pins", [sysroots.pin_facts(*row) for row in found])
         return
     if not found and view.on_terminal():
-        output.lines(["no pins"])
+        output.lines([f"no pins match {' or '.join(repr(printable(one)) for one in patterns)}" if patterns else "no pins"])
         return
     rows = [
         (

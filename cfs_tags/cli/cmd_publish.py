@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import output, registries, sysroots
+from cfs_tags.cli.hints import typed
 from cfs_tags.cli.options import DryRun, Json, LockTimeout, duration, excluding
 from cfs_tags.cli.registries import PlaceArgument
 from cfs_tags.errors import printable
@@ -89,10 +90,11 @@ def command(
             dry_run=dry_run,
             progress=tell,
         )
-    _show(made, as_json)
+    named = () if name is None else ("--name", name)
+    _show(made, as_json, () if restore else ("publish", str(place), *named, "--restore"))
 
 
-def _show(made: Plan | Published, as_json: bool) -> None:
+def _show(made: Plan | Published, as_json: bool, restoring: Sequence[str]) -> None:
     from cfs_tags.fleet import hosts
     from cfs_tags.fleet.publish import Plan
 
@@ -120,6 +122,9 @@ def _show(made: Plan | Published, as_json: bool) -> None:
         said = "unchanged" if plan.is_unchanged else "would be published" if is_plan else "published"
         output.lines([f"{printable(plan.host.name)} at {plan.place}: {said}"])
     if not isinstance(made, Plan) and made.lost:
+        if restoring and not as_json:
+            images = output.count(len({row.manifest or row.digest for row in made.rows if row.done == "lost"}), "image")
+            output.lines([f"the registry has lost {images}: {printable(typed(*restoring))} uploads what it lacks"])
         raise typer.Exit(4)
 
 

@@ -53,7 +53,7 @@ def command(
         _list(ctx, how.as_json)
         return
     if action not in _ACTIONS:
-        raise UsageError("invalid-argument", argument="ACTION", value=action, reason=f"is none of {', '.join(_ACTIONS)}")
+        raise UsageError("invalid-argument", argument="ACTION", value=action, reason=f"is none of these: {', '.join(_ACTIONS)}")
     from cfs_tags.cli.changes import change
     from cfs_tags.tags import edit
 

@@ -25,8 +25,8 @@ PLACE_ADVICE = {
     "boot-entry": "--boot DIR says where it is, --boot none that there is none",
     "staged-file": "--run DIR says where that is, --run none that the system does not run",
     "kernel": "--booted ID says which deployment is booted, --booted none that the system does not run",
-    "mounts": "cfs-tag sees the mounts of the system that it runs on alone: run it there; if that system does not run, "
-    "--booted none --run none say so",
+    "mounts": "cfs-tag sees the mounts of the system that it runs on alone: run it there; where none counts, as in a "
+    "system that does not run, --booted none --run none say so",
 }
 
 

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, TypeVar
 
 from cfs_tags.errors import NotFoundError, RefusedError, TagNotFound, TargetNotFound, UsageError
+from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX
 from cfs_tags.repo import layout, refs
 from cfs_tags.tags.rows import Health, digest_of, find, trash
 from cfs_tags.values import ContentId, Digest, seconds_of
@@ -122,6 +123,21 @@ def _by_prefix(repo: ReadRepo, text: str) -> Digest:
     names = [name for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
     found = [found_digest for name in names if (found_digest := ContentId(name).manifest_digest) is not None]
     return Digest.trusted(only(found, text, "manifest"))
+
+
+def in_full(repo: ReadRepo, text: str) -> str:
+    """The tag of bootc's whose name begins so, as listings shorten it: with at least six digits, and "…" or nothing behind
+    them.  Any other name, and one that no tag of bootc's begins with, is as it was.
+
+    Raises:
+        UsageError (ambiguous-name): there are more.
+    """
+    start = text.removesuffix("…")
+    digits = start.removeprefix(f"{BOOTC_TAG_PREFIX}sha256:")
+    if digits == start or not _SHORTEST_PREFIX <= len(digits) < 64 or not _HEX.fullmatch(digits):
+        return text
+    found = [name for name in map(layout.decode_name, repo.names(layout.SHARED_TAGS) or ()) if name.startswith(start)]
+    return only(found, text, "tag") if found and text not in found else text
 
 
 def _platforms(index: Index) -> tuple[str, ...]:

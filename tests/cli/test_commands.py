@@ -66,6 +66,20 @@ def test_the_same_digest_again_is_no_change_and_no_error(run: Run, web: str) -> 
     assert run("create", WEB, f"@{web}", ok=True).out == f"unchanged: {WEB} -> {web}\n"
 
 
+def test_names_of_bootcs_are_taken_as_listings_shorten_them(run: Run, repo: Path) -> None:
+    (name, digest) = next((row["name"], row["digest"]) for row in run("list", "--json").result if row["owner"] == "bootc")
+    short = name[: name.index(":") + 13]
+    for text in (short, f"{short}…", name):
+        assert run("resolve", text, ok=True).out.strip() == digest
+        for words in (("show",), ("why",), ("df", "--without"), ("log",), ("create", "--dry-run", "x:1")):
+            run(*words, text, ok=True)
+    for text in (name[: name.index(":") + 6], f"{name[:-1]}x", short.replace("sha256", "sha512"), f"{short}g"):
+        assert run("resolve", text, "--json").json["error"]["code"] == "tag-not-found"
+    (repo / "streams/refs/oci" / (short.replace("/", "%2F") + "f" * 52)).symlink_to(f"../../oci-manifest-{digest}")
+    if short + "f" * 52 != name:
+        assert run("resolve", short, "--json").json["error"]["code"] == "ambiguous-name"
+
+
 def test_create_moves_with_force_alone(run: Run, web: str, db: str) -> None:
     assert run("create", WEB, DB).status == 4
 

@@ -257,6 +257,7 @@ def test_tags_of_bootc_are_in_one_line_unless_they_are_asked_for(repo: Path, fac
 
 def test_an_empty_list_says_so_on_a_terminal(repo: Path, run: Run) -> None:
     assert on_terminal(repo, "list", "x*", "[red]") == "no tags match 'x*' or '[red]'\r\n"
+    assert on_terminal(repo, "pins", "x*") == "no pins match 'x*'\r\n"
     assert run("list", "x*", ok=True).out == "NAME  DIGEST  OWNER  HOME  NOTES\n"
 
 

@@ -74,12 +74,12 @@ def publish(call: Run, shop: Distribution, monkeypatch: pytest.MonkeyPatch, tmp_
 
     where = shop
 
-    def run(host: Host, *words: str, name: str = NAME, place: str = OS, shop: Any = where) -> Said:
+    def run(host: Host, *words: str, name: str = NAME, place: str = OS, shop: Any = where, for_people: bool = False) -> Said:
         return call(
             *("--sysroot", host.root, "publish", f"{shop.address}/{place}", "--name", name),
             *([] if "--retract" in words else host.options),
             *words,
-            "--json",
+            *([] if for_people else ["--json"]),
         )
 
     return run

@@ -140,6 +140,9 @@ def test_what_the_registry_has_lost_is_said_and_restored(publish: Any, host: Hos
     assert done(said) == {BOOTED: "lost", ROLLBACK: "lost"}
     assert {use["slot"] for use in said.json["result"]["document"]["uses"] if "repository" not in use} == {"booted", "rollback"}
     assert publish(host).status == 4  # it stays said
+    said = publish(host, for_people=True)
+    assert "the registry has lost 2 images: 'cfs-tag " in said.out
+    assert " --restore' uploads what it lacks" in said.out
     with shop.counted() as asked:
         said = publish(host, "--restore")
     assert said.status == 0, said
