@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cfs_tags import Repository
 from cfs_tags.fsck.check import fsck
-from cfs_tags.host import refs
-from cfs_tags.repo import images
+from cfs_tags.host import refs as deployment_refs
+from cfs_tags.repo import images, layout, refs
 from cfs_tags.values import DeploymentId, Digest
 from support.images import (
     Image,
@@ -62,13 +62,13 @@ def fill(cfsctl: Cfsctl, repo: Path) -> None:
     with Repository.open(repo, write=True) as opened:
         erofs = opened.image("localhost/os").erofs
         boot = next(target for key, target in erofs.items() if key.startswith(images.BOOT_KEY))
-        refs.create(opened, DeploymentId(boot), Digest.parse(made["os"].manifest_digest))
+        deployment_refs.create(opened, DeploymentId(boot), Digest.parse(made["os"].manifest_digest))
     cfsctl(repo, "gc")
 
 
 class Layers:
-    """The layers of all tags of a whole repository: the objects that each consists of, the links that name it, its bytes in
-    the source, and uncompressed."""
+    """The layers of all images and artifacts of a whole repository that refs lead to: the objects that each consists of, the
+    links that name it, its bytes in the source, and uncompressed."""
 
     def __init__(self, repo: Path) -> None:
         self.sizes: dict[str, int] = {}
@@ -77,8 +77,9 @@ class Layers:
         self.links: dict[str, set[Path]] = {}
         links = [link for link in (repo / "streams").iterdir() if link.is_symlink()]
         with Repository.open(repo) as opened:
-            for tag in opened.tags.list():
-                for layer in opened.image(tag.name).layers:
+            ends = [layout.ref_target(entry.path, entry.target or "") for entry in refs.walk(opened, layout.STREAM_REFS)]
+            for digest in {end.manifest_digest for end in ends if end.manifest_digest is not None}:
+                for layer in images.load(opened, digest).layers:
                     assert layer.object is not None
                     stream = opened.stream(layer.object, "a layer")
                     table, width = stream.raw_object_refs.hex(), opened.algorithm.hex_length
