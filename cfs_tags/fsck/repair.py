@@ -360,9 +360,9 @@ def of_both(first: Sequence[Finding], last: Sequence[Finding], *, content: bool 
 
     ``content`` says whether the last one has read all content, too.
     """
-    seen = {(one.code, one.path) for one in last}
+    again = {(one.code, one.path): one for one in last}
     unseen = () if content else _CONTENT
-    findings = [one if one.code in unseen or (one.code, one.path) in seen else one._replace(repaired=True) for one in first]
+    findings = [one if one.code in unseen else again.get((one.code, one.path), one._replace(repaired=True)) for one in first]
     known = {(one.code, one.path) for one in findings}
     return in_order([*findings, *(one for one in last if (one.code, one.path) not in known)])
 

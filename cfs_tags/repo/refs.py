@@ -5,7 +5,6 @@ A look at several refs takes no lock as long as no transaction comes in between:
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -165,8 +164,9 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
                         yield RefEntry(place, os.readlink(name, dir_fd=fd))
                     except FileNotFoundError:
                         continue
-                    except OSError as error:
-                        if error.errno == errno.EINVAL and _is_directory(fd, name):
+                    except OSError:
+                        # whatever the system says: all that stands in a directory would be left out
+                        if _is_directory(fd, name):
                             pending.append(place)
                         else:
                             yield RefEntry(place, None)

@@ -197,6 +197,13 @@ def test_a_source_that_lacks_an_image_does_not_keep_others_from_being_mended(
         assert images.missing_lines(opened, Digest.parse(other.manifest_digest)) == ()
 
 
+def test_a_ref_that_is_taken_out_because_no_source_has_its_image_is_repaired(repo: Path, layout: Path, repair: Repair) -> None:
+    (repo / "streams/refs/oci/lost").symlink_to("../../oci-manifest-sha256:" + "0" * 64)
+    done = repair(repo, "--from", f"oci:{layout}")
+    assert [(one["code"], one["repaired"]) for one in done["findings"]] == [("dangling-ref", True)]
+    assert not (repo / "streams/refs/oci/lost").is_symlink()
+
+
 def test_a_source_with_other_bytes_under_a_digest_is_refused_and_the_next_is_asked(
     repo: Path, layout: Path, repair: Repair, cfsctl: Cfsctl, tmp_path: Path
 ) -> None:

@@ -171,6 +171,13 @@ def _on_images(home: Path) -> Iterator[tuple[str, Made]]:
     yield "import mends", Made(imported, (beside, imported, loses_a_file))
     mends = ("fsck", "--repair", "--from", "oci:layout")
     yield "repair from a source", Made(mends, (beside, imported, loses_a_file, loses_its_manifest))
+
+    def has_wrong_bytes(place: Path) -> None:
+        (wrong,) = (path for path in (place / REPO / "objects").glob("*/*") if path.read_bytes() == random_bytes("app", 3000))
+        wrong.write_bytes(bytes(3000))
+
+    reads = ("fsck", "--repair", "--content", "--from", "oci:layout")
+    yield "repair what has wrong bytes from a source", Made(reads, (beside, imported, has_wrong_bytes))
     yield "export", Made(("export", WEB, "oci:out:web"))
     yield "export to an archive", Made(("export", WEB, "oci-archive:out.tar"))
 

@@ -605,3 +605,20 @@ def test_tags_use_transactions(stocked: Path) -> None:
         made = run.transact(repo, lambda: edit.plan(repo, []))
         assert (made.changes, made.results) == ((), ())
         assert repo.recovered == []
+
+
+def test_a_directory_that_is_not_given_at_the_first_look_is_walked_all_the_same(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repo / "streams/refs/a/b").mkdir(parents=True)
+    (repo / "streams/refs/a/b/c").symlink_to("../../../oci-manifest-sha256:" + "0" * 64)
+    readlink = os.readlink
+
+    def refuses(name: str, *, dir_fd: int) -> str:
+        if name == "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return readlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "readlink", refuses)
+    with Repository.open(repo) as opened:
+        assert [entry.path for entry in refs.walk(opened, "streams/refs")] == ["streams/refs/a/b/c"]
