@@ -542,7 +542,7 @@ CATALOGUE: dict[str, Entry] = {
         "{command} needs the Python package {package}, which is not installed",
         "command package extra",
         "A command needs a package that is not installed.",
-        "pip install {package}; where cfs-tag is a package of the system, that one's python3-{package}",
+        "pip install {package}; where the program is a package of the system, its python3-{package}",
     ),
     "program-missing": Entry(
         "CfsTagsError",

@@ -70,8 +70,7 @@ def logged_digest(repo: ReadRepo, name: str, which: int | float) -> Digest:
     digest = _logged(lines[number]) if entry is not None else None
     if digest is None:
         action, time = (entry.action, entry.time) if entry is not None else (None, None)
-        facts = {"number": number, "entries": len(lines), "action": action, "time": time}
-        raise NotFoundError("reflog-entry-not-found", name=name, **facts)
+        raise NotFoundError("reflog-entry-not-found", name=name, number=number, entries=len(lines), action=action, time=time)
     return digest
 
 
@@ -85,8 +84,7 @@ def previous_digest(repo: ReadRepo, name: str, current: Tag | None) -> Digest:
         digest = _logged(line)
         if digest is not None and digest != now:
             return digest
-    facts = {"number": None, "entries": len(lines), "action": None, "time": None}
-    raise NotFoundError("reflog-entry-not-found", name=name, **facts)
+    raise NotFoundError("reflog-entry-not-found", name=name, number=None, entries=len(lines), action=None, time=None)
 
 
 @refs.at_once
