@@ -104,6 +104,8 @@ class Sweep:
     def delete(self, deadline: float) -> None:
         """Delete for some time; the exclusive lock is held.  Links first, and they are synced before the first object.
 
+        Something is deleted however short the time is: a machine that is slow comes to an end all the same.
+
         Args:
             deadline: when to end, by :func:`time.monotonic`.
 
@@ -117,8 +119,10 @@ class Sweep:
                     return
             if self._options.free_bytes is not None:
                 # one after the other: the dry run counts in the same order
-                while self._parents and time.monotonic() < deadline and not self.is_enough:
+                while self._parents and not self.is_enough:
                     self.swept = self.swept.plus(self._delete_next(deadline, Permit()))
+                    if time.monotonic() >= deadline:
+                        break
                 return
             self._delete_side_by_side(deadline)
         except OSError as error:
@@ -126,16 +130,17 @@ class Sweep:
 
     def _delete_links(self, deadline: float) -> None:
         touched = set()
-        while self.dead and time.monotonic() < deadline:
+        while self.dead:
             path, link = self.dead.pop()
             tree, _, name = path.partition("/")
             links = self._marks.snapshot.streams if tree == layout.STREAMS else self._marks.snapshot.images
-            if links.get(name) != link:
-                continue  # it was made anew, or removed
-            fsops.remove(self._repo.fd, path)
-            del links[name]
-            touched.add(tree)
-            self.swept = self.swept.plus(Swept(streams=tree == layout.STREAMS, images=tree == layout.IMAGES))
+            if links.get(name) == link:  # else it was made anew, or removed
+                fsops.remove(self._repo.fd, path)
+                del links[name]
+                touched.add(tree)
+                self.swept = self.swept.plus(Swept(streams=tree == layout.STREAMS, images=tree == layout.IMAGES))
+            if time.monotonic() >= deadline:
+                break
         for tree in touched:
             fsops.sync(self._repo.fd, tree)
 
@@ -171,8 +176,10 @@ class Sweep:
         if permit.enter():
             try:
                 with suppress(IndexError):  # another thread took the last one
-                    while self._parents and permit.given and time.monotonic() < deadline:
+                    while self._parents and permit.given:
                         swept.append(self._delete_next(deadline, permit))
+                        if time.monotonic() >= deadline:
+                            break
             finally:
                 permit.leave()
 

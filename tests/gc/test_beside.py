@@ -331,6 +331,14 @@ def test_a_collection_comes_forward_however_long_it_looks(dead: Path, monkeypatc
     assert collect(dead, pace=gc.Pace(slice=0.005, pause=0.0)).slices < 400
 
 
+@pytest.mark.parametrize("free", [None, 1 << 40], ids=["all", "until enough is free"])
+def test_a_slice_without_any_time_deletes_something(dead: Path, free: int | None) -> None:
+    with Repository.open(dead, write=True) as repo:
+        swept = gc.collect(repo, gc.GcOptions(free_bytes=free), pace=gc.Pace(slice=0.0, pause=0.0, batch=1)).swept
+    assert swept.objects
+    assert collect(dead).swept.objects == 0
+
+
 def test_a_ref_to_what_is_gone_stops_the_rest(dead: Path, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch) -> None:
     at_slice(monkeypatch, 1, lambda: link_of(dead, "streams/refs/oci/dangling", f"oci-manifest-sha256:{'00' * 32}"))
     before = outside_state(dead)
