@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from support import machine, stock
-from support.peers import MISSING, PEERS, Cfsctl, peer_or_skip
+from support.peers import MISSING, PEERS, Cfsctl, peer_or_skip, short_directory
 from support.trees import copy_tree, unpack
 
 # The same examples on every machine and in every run: a failure can be looked at again.  A deadline for one example
@@ -83,6 +83,13 @@ def umoci() -> Path:
 def podman() -> Path:
     """The path of podman."""
     return peer_or_skip("podman")
+
+
+@pytest.fixture
+def podman_home() -> Iterator[Path]:
+    """A directory for podman, with a short path."""
+    with short_directory() as home:
+        yield Path(home)
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,13 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,20 +73,6 @@ def rich_image(layout: Path, compression: str = "gzip") -> Image:
     return build_image(
         layout, "app", [base_layer().compressed(compression), Layer(entries, compression), Layer([], compression)]
     )
-
-
-@pytest.fixture
-def short_directory() -> Iterator[Callable[[], str]]:
-    """Makes directories with short paths."""
-    made: list[str] = []
-
-    def make() -> str:
-        made.append(tempfile.mkdtemp(prefix="cfs", dir="/tmp"))
-        return made[-1]
-
-    yield make
-    for path in made:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def manifest_of(layout: Path, name: str = "app") -> dict[str, Any]:
@@ -156,7 +140,7 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
     podman: Path,
     repo: Path,
     tmp_path: Path,
-    short_directory: Callable[[], str],
+    podman_home: Path,
 ) -> None:
     image = rich_image(tmp_path / "layout")
     import_image(repo, image.source)
@@ -171,8 +155,7 @@ def test_skopeo_umoci_and_podman_take_what_is_exported_and_see_the_same_files(
     assert trees[0] == trees[1] == trees[2]
     assert "usr/lib/new" in trees[0]
     assert not {"usr/share/base", "usr/lib/os-release"} & trees[0].keys()
-    runroot = short_directory()  # podman takes 50 characters at most
-    store = ["--root", f"{tmp_path}/store", "--runroot", runroot, "--storage-driver", "vfs"]
+    store = ["--root", f"{tmp_path}/store", "--runroot", str(podman_home), "--storage-driver", "vfs"]
     environment = clean_environment(tmp_path)
     loaded = subprocess.run(
         [podman, *store, "load", "-q", "-i", f"{tmp_path}/out.tar"],

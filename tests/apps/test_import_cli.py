@@ -177,22 +177,25 @@ def test_of_an_image_with_new_config_alone_a_registry_is_asked_for_the_config_al
 
 
 def test_an_image_of_podman_is_imported_from_its_storage(
-    skopeo: Path, podman: Path, run: Run, cfsctl: Cfsctl, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    skopeo: Path,
+    podman: Path,
+    run: Run,
+    cfsctl: Cfsctl,
+    repo: Path,
+    tmp_path: Path,
+    podman_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from support.peers import clean_environment
 
     image = app_image(tmp_path / "layout", "app")
     skopeo_copy(skopeo, image.source, f"oci-archive:{tmp_path}/app.tar:localhost/app:1")
-    short = Path("/tmp") / f"cfs{os.getpid()}"
-    store = ["--root", f"{tmp_path}/store", "--runroot", str(short), "--storage-driver", "vfs"]
+    store = ["--root", f"{tmp_path}/store", "--runroot", str(podman_home), "--storage-driver", "vfs"]
     environment = clean_environment(tmp_path)
     monkeypatch.setenv("HOME", environment["HOME"])
-    try:
-        load = [str(podman), *store, "load", "-q", "-i", f"{tmp_path}/app.tar"]
-        subprocess.run(load, check=True, env=environment, capture_output=True)
-        said = run("import", f"containers-storage:[vfs@{tmp_path}/store+{short}]localhost/app:1", "app")
-    finally:
-        subprocess.run(["rm", "-rf", short], check=True)
+    load = [str(podman), *store, "load", "-q", "-i", f"{tmp_path}/app.tar"]
+    subprocess.run(load, check=True, env=environment, capture_output=True)
+    said = run("import", f"containers-storage:[vfs@{tmp_path}/store+{podman_home}]localhost/app:1", "app")
     assert said.startswith("imported: app ->")
     shown = json.loads(run("show", "app", "--json"))["result"]
     assert shown["config_digest"] == image.config_digest
@@ -473,20 +476,18 @@ def test_listings_for_users_of_podman_and_crane(cfsctl: Cfsctl, run: Run, repo: 
     assert run("list", "--format", "podman", "nothing*").splitlines() == ["REPOSITORY  TAG  IMAGE ID  CREATED  SIZE"]
 
 
-def test_the_keys_of_podman_json_are_those_of_podman(podman: Path, run: Run, repo: Path, tmp_path: Path) -> None:
+def test_the_keys_of_podman_json_are_those_of_podman(
+    podman: Path, run: Run, repo: Path, tmp_path: Path, podman_home: Path
+) -> None:
     from support.peers import clean_environment
 
     image = app_image(tmp_path / "layout", "app")
     run("import", image.source)
     run("export", "app", f"oci-archive:{tmp_path}/app.tar:app")
-    short = Path("/tmp") / f"cfs{os.getpid()}"
-    store = [str(podman), "--root", f"{tmp_path}/store", "--runroot", str(short), "--storage-driver", "vfs"]
+    store = [str(podman), "--root", f"{tmp_path}/store", "--runroot", str(podman_home), "--storage-driver", "vfs"]
     environment = clean_environment(tmp_path)
-    try:
-        subprocess.run([*store, "load", "-q", "-i", f"{tmp_path}/app.tar"], check=True, env=environment, capture_output=True)
-        said = subprocess.run([*store, "images", "--format", "json"], check=True, env=environment, capture_output=True).stdout
-    finally:
-        subprocess.run(["rm", "-rf", short], check=True)
+    subprocess.run([*store, "load", "-q", "-i", f"{tmp_path}/app.tar"], check=True, env=environment, capture_output=True)
+    said = subprocess.run([*store, "images", "--format", "json"], check=True, env=environment, capture_output=True).stdout
     (theirs,) = json.loads(said)
     (ours,) = json.loads(run("list", "--format", "podman-json"))
     optional = {"RepoTags", "Labels", "CreatedAt", "Names", "History", "IsManifestList", "Arch", "Os", "ReadOnly", "Dangling"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,24 +133,17 @@ def test_a_layout_whose_index_names_the_platforms_itself(cfsctl: Cfsctl, repo: P
 # -- podman ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def podman_store() -> Iterator[Path]:
-    """A short path: podman takes no run root of more than 50 characters."""
-    with tempfile.TemporaryDirectory(prefix="pod", dir="/tmp") as home:
-        yield Path(home)
-
-
 def test_an_image_of_podmans_storage_and_what_podman_saves(
-    cfsctl: Cfsctl, podman: Path, skopeo: Path, repo: Path, tmp_path: Path, podman_store: Path, monkeypatch: pytest.MonkeyPatch
+    cfsctl: Cfsctl, podman: Path, skopeo: Path, repo: Path, tmp_path: Path, podman_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = podman_store / ".config/containers/policy.json"
+    policy = podman_home / ".config/containers/policy.json"
     policy.parent.mkdir(parents=True)
     policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-    monkeypatch.setenv("HOME", str(podman_store))
-    store = ["--root", f"{podman_store}/root", "--runroot", f"{podman_store}/run", "--storage-driver", "vfs"]
+    monkeypatch.setenv("HOME", str(podman_home))
+    store = ["--root", f"{podman_home}/root", "--runroot", f"{podman_home}/run", "--storage-driver", "vfs"]
 
     def run(*words: str) -> str:
-        environment = clean_environment(podman_store)
+        environment = clean_environment(podman_home)
         command = [podman, *store, *words]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -165,7 +156,7 @@ def test_an_image_of_podmans_storage_and_what_podman_saves(
     for image in images:
         pulled = run("pull", "--quiet", image.source).strip()
         run("tag", pulled, f"localhost/{image.ref}:1")
-    place = f"[vfs@{podman_store}/root+{podman_store}/run]"
+    place = f"[vfs@{podman_home}/root+{podman_home}/run]"
     for image in images:
         import_image(repo, f"containers-storage:{place}localhost/{image.ref}:1", image.ref)
         assert config_of(image.ref) == image.config_digest

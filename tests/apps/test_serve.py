@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -596,13 +595,6 @@ def test_crane_reads_lists_and_pulls(served: Served, shop: Shop, crane: Path, tm
     run("export", f"{served.address}/{ZSTD}:2", str(tmp_path / "flat.tar"))
     flat = tree_of([(tmp_path / "flat.tar").read_bytes()])
     assert flat == tree_of([layer.tar for layer in shop.zstd.layers])
-
-
-@pytest.fixture
-def podman_home() -> Iterator[Path]:
-    """A short path: podman takes no run root of more than 50 characters."""
-    with tempfile.TemporaryDirectory(prefix="pod", dir="/tmp") as home:
-        yield Path(home)
 
 
 def test_podman_pulls_an_image_with_its_id_and_tree(served: Served, shop: Shop, podman: Path, podman_home: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from cfs_tags import __version__
 from cfs_tags.cli.main import COMMANDS
 from support.pages import Page
+from support.peers import short_directory
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = Page(ROOT / "docs/howto/put-into-an-image.md")
@@ -105,7 +106,8 @@ def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout / name)
 
-    podman = ("podman", "--root", place / "storage", "--runroot", place / "run")
+    run_root = short_directory()
+    podman = ("podman", "--root", place / "storage", "--runroot", run_root.name)
     try:
         with tarfile.open(place / "base.tar", "w") as file:
             file.add(base, ".")
@@ -115,6 +117,7 @@ def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     finally:
         subprocess.run([*podman, "image", "umount", "--all"], capture_output=True, check=False)
         subprocess.run([*podman, "rmi", "--all", "--force"], capture_output=True, check=False)
+        run_root.cleanup()
 
 
 def test_the_image_has_a_program_that_works(built: Path, tmp_path: Path) -> None:

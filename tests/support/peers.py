@@ -12,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,6 +114,11 @@ def find_peer(name: str) -> Path | None:
         return built[-1]
     found = shutil.which(name)
     return Path(found) if found else None
+
+
+def short_directory() -> tempfile.TemporaryDirectory[str]:
+    """For the run root of podman, which takes 50 characters at most: more than pytest leaves of them in its 100th run."""
+    return tempfile.TemporaryDirectory(prefix="pod", dir="/tmp", ignore_cleanup_errors=True)
 
 
 def peer_or_skip(name: str) -> Path:
