@@ -117,6 +117,26 @@ class _Typed(CfsTagsError):
     """A type of one code; its annotations are the facts of that code, and are checked like arguments."""
 
 
+@contextmanager
+def installed(package: str, *, extra: str, command: str) -> Iterator[None]:
+    """For the block that imports what one package brings, which only an extra of this one asks for.
+
+    Args:
+        package: its name, as pip has it.
+        extra: the extra of this package.
+        command: what needs it.
+
+    Raises:
+        CfsTagsError (missing-extra): it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package.replace("-", "_"):
+            raise
+        raise CfsTagsError("missing-extra", package=package, extra=extra, command=command) from None
+
+
 # -- families ----------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from cfs_tags.errors import CfsTagsError
+from cfs_tags.errors import installed
 from cfs_tags.host.rows import list_deployments
 from cfs_tags.repo import reflog, refs
 from cfs_tags.tags import rows
@@ -36,10 +36,8 @@ def text(repo: ReadRepo, view: SysrootView | None, usage: Usage | None) -> bytes
     Raises:
         CfsTagsError (missing-extra): the library is not installed.
     """
-    try:
+    with installed("prometheus-client", extra="metrics", command="metrics"):
         from prometheus_client import CollectorRegistry, generate_latest
-    except ModuleNotFoundError:
-        raise CfsTagsError("missing-extra", package="prometheus-client", extra="metrics", command="metrics") from None
     into = CollectorRegistry()
     _about_refs(repo, view, into)
     if usage is not None:

@@ -195,11 +195,6 @@ class ContentId(_Checked):
         return cls(cls._KEPT + stream)
 
     @property
-    def is_kept(self) -> bool:
-        """Whether this is such a name."""
-        return self.startswith(self._KEPT)
-
-    @property
     def manifest_digest(self) -> Digest | None:
         """The digest when this is a manifest with a well-formed one, else None."""
         if not self.startswith(self.MANIFEST):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from cfs_tags.api.arguments import WAIT, checked, seconds
-from cfs_tags.errors import CfsTagsError, NotFoundError, UsageError
+from cfs_tags.errors import CfsTagsError, NotFoundError, UsageError, installed
 from cfs_tags.fleet import hosts
 from cfs_tags.remote.names import parse_place
 from cfs_tags.values import VERSION
@@ -56,12 +56,8 @@ def _connect(place: Place, access: Access, challenge: Challenge | None = None, *
     Raises:
         CfsTagsError (missing-extra): the package that it needs is not installed.
     """
-    try:
+    with installed("urllib3", extra="fleet", command=command):
         from cfs_tags.remote.client import Client
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "urllib3":
-            raise
-        raise CfsTagsError("missing-extra", package="urllib3", extra="fleet", command=command) from None
     return Client(place, access, challenge)
 
 

@@ -131,12 +131,8 @@ class Pins:
         """
         from cfs_tags.host import pins as host
 
-        repo, wait, note, end = (
-            self._repo,
-            seconds(timeout, "timeout"),
-            self._repo.note(reason, by),
-            instant(self._repo, until, "until"),
-        )
+        repo = self._repo
+        wait, note, end = seconds(timeout, "timeout"), repo.note(reason, by), instant(repo, until, "until")
         writable = None if dry_run else repo.writable()
         deployment, digest = self.target(target)
         if name is None:

@@ -8,7 +8,7 @@ import typer
 
 from cfs_tags.cli import complete, output, view
 from cfs_tags.cli.options import Change, Owners, duration, owners
-from cfs_tags.errors import TagNotFound, UsageError
+from cfs_tags.errors import TagNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,9 +122,5 @@ def _expanded(ctx: typer.Context, words: list[str], owners: Sequence[str], missi
 
 def _ask(ctx: typer.Context, names: list[str]) -> None:
     many = output.count(len(names), "tag")
-    if not output.can_ask():
-        text = f"the patterns fit {many}, which are deleted with --yes alone where there is no terminal to ask on"
-        raise UsageError("command-line", command=ctx.command_path, text=text)
-    if not output.ask(names, f"Delete {many}?"):
-        output.lines(["nothing was deleted"])
-        raise typer.Exit(1)
+    unasked = f"the patterns fit {many}, which are deleted with --yes alone where there is no terminal to ask on"
+    output.ask(names, f"Delete {many}?", command=ctx.command_path, unasked=unasked, declined="nothing was deleted")

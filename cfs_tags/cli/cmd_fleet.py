@@ -9,7 +9,7 @@ import typer
 
 from cfs_tags.cli import complete, output, registries
 from cfs_tags.cli.options import Json, LockTimeout, duration
-from cfs_tags.errors import UsageError, printable
+from cfs_tags.errors import UsageError, installed, printable
 
 if TYPE_CHECKING:
     from cfs_tags.fleet.view import Fleet, Row
@@ -163,24 +163,11 @@ def _show_answer(fleet: Fleet, answer: Answer, as_json: bool) -> None:
 
 
 def _report(fleet: Fleet, file: str, as_json: bool) -> None:
-    from cfs_tags.cli.files import write_whole
-    from cfs_tags.errors import CfsTagsError
+    from cfs_tags.cli.files import write_page
 
-    try:
+    with installed("plotly", extra="report", command="fleet report"):
         from cfs_tags.fleet.page import page
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "plotly":
-            raise
-        raise CfsTagsError("missing-extra", package="plotly", extra="report", command="fleet report") from None
-    data = page(fleet).encode()
-    if file == "-":
-        output.emit_bytes(data)
-        return
-    write_whole(file, data)
-    if as_json:
-        output.document("fleet", {"file": file, "bytes": len(data)})
-    else:
-        output.lines([f"written: {printable(file)}, {output.compact(len(data))}"])
+    write_page("fleet", page(fleet), file, as_json)
 
 
 def _facts(fleet: Fleet, rows: list[Row]) -> dict[str, Any]:

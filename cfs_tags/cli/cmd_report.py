@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from cfs_tags.cli import output, sysroots
+from cfs_tags.cli import sysroots
 from cfs_tags.cli.options import Json, LockTimeout
-from cfs_tags.errors import CfsTagsError, UsageError, printable
+from cfs_tags.errors import UsageError, installed
 
 
 def command(
@@ -32,13 +32,9 @@ def command(
       cfs-tag report report.html
       cfs-tag --sysroot /mnt/sysroot report report.html --esp none --run none --booted none
     """
-    try:
+    with installed("plotly", extra="report", command="report"):
         from cfs_tags.report.page import page
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "plotly":
-            raise
-        raise CfsTagsError("missing-extra", package="plotly", extra="report", command="report") from None
-    from cfs_tags.cli.files import write_whole
+    from cfs_tags.cli.files import write_page
     from cfs_tags.report.facts import read
 
     if as_json and file == "-":
@@ -49,12 +45,5 @@ def command(
         view = host.view() if sysroots.has_sysroot(ctx, repo, **places._asdict()) else None
         changes, unresolved = host.planned_changes()
         facts = read(repo, view, changes)
-    data = page(facts._replace(problems=(*unresolved, *facts.problems))).encode()
-    if file == "-":
-        output.emit_bytes(data)
-        return
-    write_whole(file, data)
-    if as_json:
-        output.document("report", {"file": file, "bytes": len(data)})
-    else:
-        output.lines([f"written: {printable(file)}, {output.compact(len(data))}"])
+    data = page(facts._replace(problems=(*unresolved, *facts.problems)))
+    write_page("report", data, file, as_json)

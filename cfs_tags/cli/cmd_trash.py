@@ -91,9 +91,6 @@ def _list(ctx: typer.Context, as_json: bool) -> None:
 
 def _ask(ctx: typer.Context, names: list[str]) -> None:
     many = output.count(len(names), "tag")
-    if not output.can_ask():
-        text = f"{many} would be taken out of the trash for good: with --yes alone where there is no terminal to ask on"
-        raise UsageError("command-line", command=ctx.command_path, text=text)
-    if not output.ask(names, f"Take {many} out of the trash for good?"):
-        output.lines(["nothing was taken out"])
-        raise typer.Exit(1)
+    unasked = f"{many} would be taken out of the trash for good: with --yes alone where there is no terminal to ask on"
+    question = f"Take {many} out of the trash for good?"
+    output.ask(names, question, command=ctx.command_path, unasked=unasked, declined="nothing was taken out")

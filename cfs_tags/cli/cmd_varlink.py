@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfs_tags.cli import sysroots
-from cfs_tags.errors import CfsTagsError, UsageError
+from cfs_tags.errors import UsageError, installed
 
 if TYPE_CHECKING:
     from cfs_tags import Repository
@@ -41,12 +41,8 @@ def command(
     from cfs_tags import Repository
     from cfs_tags.registry import listeners
 
-    try:
+    with installed("asyncvarlink", extra="varlink", command="varlink"):
         from cfs_tags import varlink
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "asyncvarlink":
-            raise
-        raise CfsTagsError("missing-extra", package="asyncvarlink", extra="varlink", command="varlink") from None
 
     session = ctx.obj
     with session.open() as first:  # root becomes the owner here, for good

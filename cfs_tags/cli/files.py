@@ -6,7 +6,24 @@ import os
 import stat
 from contextlib import suppress
 
-from cfs_tags.errors import SystemFailure, UsageError
+from cfs_tags.cli import output
+from cfs_tags.errors import SystemFailure, UsageError, printable
+
+
+def write_page(command: str, page: str, file: str, as_json: bool) -> None:
+    """Write a page, ``-`` for standard output, and say so, for ``--json`` in a document of that command.
+
+    Raises as :func:`write_whole`.
+    """
+    data = page.encode()
+    if file == "-":
+        output.emit_bytes(data)
+        return
+    write_whole(file, data)
+    if as_json:
+        output.document(command, {"file": file, "bytes": len(data)})
+    else:
+        output.lines([f"written: {printable(file)}, {output.compact(len(data))}"])
 
 
 def write_whole(file: str, data: bytes) -> None:

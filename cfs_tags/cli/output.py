@@ -10,8 +10,10 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from cfs_tags.cli import view
-from cfs_tags.errors import CfsTagsError, printable
+from cfs_tags.errors import CfsTagsError, UsageError, printable
 
 if TYPE_CHECKING:
     import re
@@ -53,8 +55,6 @@ def want(log_format: str | None) -> None:
     """
     global _json_log
     if log_format not in (None, "text", "json"):
-        from cfs_tags.errors import UsageError
-
         raise UsageError("invalid-argument", argument="--log-format", value=log_format, reason="is none of text, json")
     _json_log = log_format == "json"
 
@@ -200,17 +200,28 @@ def waits(path: str, mode: str, holders: tuple[dict[str, Any], ...]) -> None:
         note(f"waiting for the {mode} lock on {path}, {held_by(holders)}")
 
 
-def can_ask() -> bool:
-    """Whether a person can be asked something."""
-    return sys.stdin.isatty() and sys.stderr.isatty() and not _json_asked
+def ask(shown: Iterable[str], question: str, *, command: str, unasked: str, declined: str) -> None:
+    """Ask a person about what is shown first, and end where the answer is not yes.
 
+    Args:
+        shown: lines.
+        question: about them.
+        command: its path, for the error.
+        unasked: what the error says where nobody can be asked.
+        declined: what is said where everything stays as it is.
 
-def ask(shown: Iterable[str], question: str) -> bool:
-    """Ask a person about what is shown first; everything but a yes is a no."""
+    Raises:
+        UsageError: nobody can be asked.
+        Exit: everything but a yes is a no.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or _json_asked:
+        raise UsageError("command-line", command=command, text=unasked)
     text = "".join([f"{printable(line)}\n" for line in shown])
     sys.stderr.write(f"{text}{question} [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        lines([declined])
+        raise typer.Exit(1)
 
 
 def give_up() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -279,15 +278,7 @@ def _sizes(repo: ReadRepo, names: list[str]) -> Iterator[int]:
 
 
 def _batches(repo: ReadRepo, parent: str, rest: str) -> Iterator[list[str]]:
-    path = f"{layout.OBJECTS}/{parent}"
-    fd = repo.directory(path)
-    if fd is None:
-        return
-    try:
-        with repo.reading(path):
-            listed = os.listdir(fd)
-    finally:
-        os.close(fd)
+    listed = repo.names(f"{layout.OBJECTS}/{parent}") or []
     names = sorted(name for name in names_of_objects(repo, parent, listed)[0] if name >= rest)
     for at in range(0, len(names), _BATCH):
         yield names[at : at + _BATCH]

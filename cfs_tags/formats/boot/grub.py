@@ -114,13 +114,16 @@ def parse_grub_script(data: bytes) -> GrubScript:
         FormatError: longer than ``MAX_GRUB_CONFIG``, not UTF-8, a quote or a block without an end, a ``menuentry`` without a
             title.
     """
+    return _Parser(_text(data).replace("\r", "")).script()
+
+
+def _text(data: bytes) -> str:
     if len(data) > MAX_GRUB_CONFIG:
         _wrong(MAX_GRUB_CONFIG, f"at most {MAX_GRUB_CONFIG} bytes", f"{len(data)} bytes")
     try:
-        text = data.decode()
+        return data.decode()
     except UnicodeDecodeError as error:
         _wrong(error.start, "UTF-8", error.reason)
-    return _Parser(text.replace("\r", "")).script()
 
 
 class _Parser:
@@ -266,14 +269,8 @@ def parse_grub_environment(data: bytes) -> dict[str, str]:
     Raises:
         FormatError: longer than ``MAX_GRUB_CONFIG``, or not UTF-8.
     """
-    if len(data) > MAX_GRUB_CONFIG:
-        _wrong(MAX_GRUB_CONFIG, f"at most {MAX_GRUB_CONFIG} bytes", f"{len(data)} bytes")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        _wrong(error.start, "UTF-8", error.reason)
     found = {}
-    for line in re.findall(r"(?:[^\\\n]|\\(?:.|\n))+", text):
+    for line in re.findall(r"(?:[^\\\n]|\\(?:.|\n))+", _text(data)):
         name, equals, value = line.partition("=")
         if equals and not name.startswith("#"):
             found[name] = re.sub(r"\\(.|\n)", r"\1", value)
