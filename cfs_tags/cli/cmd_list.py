@@ -42,7 +42,7 @@ def command(
         typer.Option(
             metavar="OWNER",
             autocompletion=complete.one_of(*OWNERS),
-            help="Only of this owner: app, bootc, deployment or foreign.",
+            help="Only of this owner: app, bootc, deployment, pin or foreign.",
         ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Foreign refs, too.")] = False,

@@ -1,6 +1,6 @@
 """Collecting garbage: what no ref leads to goes, beside cfsctl and bootc at work.
 
-1. Refs that have run out (leases, trash) go, and with a sysroot deployments are adopted and retired.
+1. With a sysroot deployments are adopted and retired; refs that have run out (leases, pins, trash) go.
 2. *Mark*, under the shared lock (``mark.py``).  What cannot be followed stops everything here: nothing was deleted.
 3. *Sweep* in slices, each under the exclusive lock on a new descriptor: compare all links, names and targets, with those
    that the marks came from, mark what is new, then delete for at most ``Pace.slice`` seconds, let go, and pause so that

@@ -133,7 +133,7 @@ NOTHING_DONE = GcResult((), (), None, Swept(), 0, (), (), 0)
 
 
 class RefsPlan(NamedTuple):
-    """What a collection does with refs before it marks: expiry, then adoption and retiring where there is a sysroot."""
+    """What a collection does with refs before it marks: adoption and retiring where there is a sysroot, and expiry."""
 
     changes: tuple[RefChange, ...]
     adopted: tuple[DeploymentId, ...]

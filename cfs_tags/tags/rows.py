@@ -2,15 +2,16 @@
 
 A tag is one link, in one of these homes; a name has one home.
 
-=========  =======================================  ====================================================================
-home       where                                    seen by
-=========  =======================================  ====================================================================
-shared     ``streams/refs/oci/<name>``              cfsctl, bootc, app image tooling
-private    ``streams/refs/cfs-tags/tags/<name>``    cfs-tag alone; a root for every collector
-lease      ``…/cfs-tags/leases/<expiry>.<n>/…``     as private; until the expiry
-trash      ``…/cfs-tags/trash/<expiry>.<n>/…``      as ``@trash/<name>``: no tag any more, content kept until the expiry
-pin        ``…/cfs-tags/pins/<expiry>.<n>/…``       as ``@pin/<name>``; until the expiry, or ``always`` (``pins.py``)
-=========  =======================================  ====================================================================
+==========  =======================================  ====================================================================
+home        where                                    seen by
+==========  =======================================  ====================================================================
+shared      ``streams/refs/oci/<name>``              cfsctl, bootc, app image tooling
+private     ``streams/refs/cfs-tags/tags/<name>``    cfs-tag alone; a root for every collector
+lease       ``…/cfs-tags/leases/<expiry>.<n>/…``     as private; until the expiry
+trash       ``…/cfs-tags/trash/<expiry>.<n>/…``      as ``@trash/<name>``: no tag any more, content kept until the expiry
+pin         ``…/cfs-tags/pins/<expiry>.<n>/…``       as ``@pin/<name>``; until the expiry, or ``always`` (``pins.py``)
+deployment  ``…/cfs-tags/deployments/<id>``          as ``@deployment/<id>``
+==========  =======================================  ====================================================================
 
 A lease whose time is over is no tag any more, though its link stands until the next collection: it is listed with that for its
 problem, ``why`` and ``df`` do not count it, nothing is resolved or served by it, and its name is free.
