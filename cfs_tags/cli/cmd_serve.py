@@ -190,7 +190,7 @@ def _idle(catalog: Catalog) -> list[CfsTagsError]:
     """A warning for each pattern that fits nothing: a typo, mostly."""
     reason = "fits no tag"
     return [
-        UsageError("invalid-argument", argument="--allow", value=pattern, reason=reason) for pattern in catalog.idle_patterns
+        UsageError("invalid-argument", argument="--allow", value=pattern, reason=reason) for pattern in catalog.idle_patterns()
     ]
 
 

@@ -159,8 +159,8 @@ def plan(client: Client, place: Place, host: Host, known: Remembered, *, refresh
         CfsTagsError: the registry does not say.
     """
     found = client.head(hosts.host_tag(host.name))
-    now = time.time() + (client.offset or 0.0)
-    host = host._replace(time=moment(now), clock=round(client.offset or 0.0))
+    now = time.time() + (client.transport.offset or 0.0)
+    host = host._replace(time=moment(now), clock=round(client.transport.offset or 0.0))
     warnings: list[CfsTagsError] = []
     if found is not None and known.artifact and found != known.artifact:
         warnings.append(CfsTagsError("host-name-taken", host=host.name, place=str(place), found=found, wanted=known.artifact))
@@ -285,7 +285,7 @@ class _Publishing:
         seen = what.seen or self._known.seen
         artifact = what.artifact or self._known.artifact
         history = what.history or self._known.history
-        challenge = self._client.challenge
+        challenge = self._client.transport.challenge
         what._replace(tags=shown, deletes=deletes, seen=seen, artifact=artifact, history=history, challenge=challenge).save(
             self._memory
         )

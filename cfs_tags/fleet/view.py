@@ -120,7 +120,7 @@ def read(
     read_now = {name: answer for name, answer in found.items() if answer is not None}
     if cache is not None and (read_now or known.keys() != current.keys()):
         cache.save(_to_cache({**current, **{name: one for name, one in read_now.items() if one[1] is not None}}))
-    now = time.time() + (client.offset or 0.0)
+    now = time.time() + (client.transport.offset or 0.0)
     digests = _wanted(client, wanted) if wanted is not None else ()
     rows = [
         _row(name, *(current.get(name) or read_now[name]), claims[name], now, unseen, digests)

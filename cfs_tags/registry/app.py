@@ -26,7 +26,8 @@ from cfs_tags.apps import layer_tar
 from cfs_tags.errors import CfsTagsError, printable
 from cfs_tags.registry import routes
 from cfs_tags.registry.answers import Answer, Part, answer, error
-from cfs_tags.registry.catalog import Catalog, Paused
+from cfs_tags.registry.catalog import Catalog
+from cfs_tags.registry.manifests import Paused
 from cfs_tags.registry.routes import Problem, Route, problem
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Registry:
         now = monotonic()
         if now - asked > self.limits.patience:
             raise TimeoutError
-        self._catalog.until = now + self.limits.look_up_seconds
+        self._catalog.manifests.until = now + self.limits.look_up_seconds
         found = answer(self._catalog, wanted, headers)
         if isinstance(found.body, Part) and found.body.length <= _SMALL and found.body.start <= _NEAR:
             stream, start, length = found.body
@@ -135,7 +136,7 @@ class Registry:
 
     def doubt(self) -> None:
         """Content that the catalog says is there could not be sent: have it look again."""
-        self._look_ups.submit(self._catalog.doubt)
+        self._look_ups.submit(self._catalog.manifests.doubt)
 
     def close(self) -> None:
         """End the threads."""

@@ -34,8 +34,8 @@ SOON = 60.0
 @pytest.fixture
 def between(shop: Distribution, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     made = Between(shop)
-    monkeypatch.setattr("cfs_tags.remote.client._BACKOFF", 0.001)
-    monkeypatch.setattr("cfs_tags.remote.client._LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("cfs_tags.remote.transport._BACKOFF", 0.001)
+    monkeypatch.setattr("cfs_tags.remote.transport._LONGEST_WAIT", 0.01)
     yield made
     made.close()
 

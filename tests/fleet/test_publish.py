@@ -338,7 +338,7 @@ def test_no_index_stands_in_for_the_list_of_referrers_because_of_what_it_does(
 def between(shop: Distribution, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     """A proxy in front of the registry; waiting is quick."""
     made = Between(shop)
-    monkeypatch.setattr("cfs_tags.remote.client._BACKOFF", 0.01)
+    monkeypatch.setattr("cfs_tags.remote.transport._BACKOFF", 0.01)
     yield made
     made.close()
 

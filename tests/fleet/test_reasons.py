@@ -76,8 +76,8 @@ def check(address: str, wanted: str, access: Access, scheme: str = "http") -> No
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfs_tags.remote.client._READ", 0.3)
-    monkeypatch.setattr("cfs_tags.remote.client._BACKOFF", 0.01)
+    monkeypatch.setattr("cfs_tags.remote.transport._READ", 0.3)
+    monkeypatch.setattr("cfs_tags.remote.transport._BACKOFF", 0.01)
 
 
 @pytest.mark.parametrize("what", CASES)

@@ -228,7 +228,7 @@ def hostile() -> Iterator[Hostile]:
 
 @pytest.fixture
 def client(hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr("cfs_tags.remote.client._BACKOFF", 0.01)
+    monkeypatch.setattr("cfs_tags.remote.transport._BACKOFF", 0.01)
     files = tmp_path / "auth.json"
     files.write_text(json.dumps({"auths": {hostile.address: auth("user", "secret")}}))
     with closing(Client(Place(hostile.address, "os"), Access([str(files)]))) as made:
@@ -251,7 +251,7 @@ def test_an_answer_without_an_end_is_cut(client: Client, hostile: Hostile) -> No
 
 
 def test_an_answer_that_trickles_is_cut(client: Client, hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfs_tags.remote.client._WHOLE", 0.5)
+    monkeypatch.setattr("cfs_tags.remote.pool.WHOLE", 0.5)
 
     def slowly() -> Iterator[bytes]:
         while True:
@@ -319,7 +319,7 @@ def test_a_digest_that_is_none_is_an_error(said: str, client: Client, hostile: H
 def test_a_redirection_gets_no_credentials(client: Client, hostile: Hostile) -> None:
     other = Hostile()
     try:
-        client.challenge = Challenge("basic")
+        client.transport.challenge = Challenge("basic")
         body = b"{}"
         hostile.answer = lambda method, path, headers: (307, {"Location": f"http://{other.address}/blob"}, b"")
         other.answer = lambda method, path, headers: (200, {}, body)
@@ -336,7 +336,7 @@ def test_a_redirection_gets_no_credentials(client: Client, hostile: Hostile) -> 
 def test_an_upload_that_is_sent_elsewhere_takes_no_credentials_along(client: Client, hostile: Hostile) -> None:
     other = Hostile()
     try:
-        client.challenge = Challenge("basic")
+        client.transport.challenge = Challenge("basic")
         hostile.answer = lambda method, path, headers: (202, {"Location": f"http://{other.address}/up"}, b"")
         other.answer = lambda method, path, headers: (201, {}, b"")
         client.upload(Digest.of(b"x"), [b"x"])
@@ -360,7 +360,7 @@ def test_a_server_that_the_registry_sends_us_to_is_not_told_the_password_though_
         with pytest.raises(RefusedError):
             client.upload(Digest.of(b"x"), [b"x"])
         assert [one for one in other.asked if one[2] is not None or "token" in one[1]] == []
-        assert client.challenge is None
+        assert client.transport.challenge is None
     finally:
         other.close()
 
@@ -376,7 +376,7 @@ def test_an_address_that_is_none_is_an_error(where: str, client: Client, hostile
         hostile.answer = lambda method, path, _, said=(status, headers, b""): said  # type: ignore[misc]
         with pytest.raises(CfsTagsError):
             ask()
-    client.challenge = None
+    client.transport.challenge = None
     hostile.answer = lambda method, path, headers: (200, {"Link": '<http://[>; rel="next"'}, b'{"tags":["a"]}')
     with pytest.raises(FormatError):
         client.tags()
@@ -410,8 +410,8 @@ def test_a_manifest_of_another_algorithm_is_checked_too(client: Client, hostile:
     ids=["head", "continue", "trailer"],
 )
 def test_what_is_no_body_has_an_end_too(start: bytes, piece: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfs_tags.remote.client._WHOLE", 0.3)
-    monkeypatch.setattr("cfs_tags.remote.client._BACKOFF", 0.01)
+    monkeypatch.setattr("cfs_tags.remote.pool.WHOLE", 0.3)
+    monkeypatch.setattr("cfs_tags.remote.transport._BACKOFF", 0.01)
 
     def trickle(connection: socket.socket, _: bytes) -> None:
         connection.sendall(start)
@@ -471,10 +471,10 @@ def test_the_time_of_the_registry_may_be_anything(client: Client, hostile: Hosti
     for date in ("", "yesterday", "Thu, 01 Jan 99999 00:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT"):
         hostile.answer = lambda method, path, headers, date=date: (404, {"Date": date}, b"")  # type: ignore[misc]
         assert client.head("latest") is None
-    assert client.offset is not None
+    assert client.transport.offset is not None
 
 
 def test_credentials_are_not_sent_without_tls_for_a_registry_with_it(tmp_path: Path) -> None:
     client = Client(Place("registry.example", "os"), Access())
     with pytest.raises(RefusedError):
-        client._token(Challenge("bearer", "http://token.example/", "s"), Credentials("u", "p"), ["x"])
+        client.transport._token(Challenge("bearer", "http://token.example/", "s"), Credentials("u", "p"), ["x"])

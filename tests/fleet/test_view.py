@@ -327,7 +327,7 @@ def _read(shop: Distribution, place: Path) -> tuple[int, int, float]:
     began = time.monotonic()
     with shop.counted() as asked, Fleets(f"{shop.address}/{OS}", cache=str(place / "cache")) as fleets:
         fleet = fleets.read(unseen=timedelta(days=1))
-        received = fleets._client.received
+        received = fleets._client.transport.received
     assert len(fleet.rows) == MANY
     assert all(not row.problems for row in fleet.rows)
     return len(asked), received, round(time.monotonic() - began, 2)

@@ -128,7 +128,7 @@ class Walker:
         try:
             plan = publish.plan(client, self.place, self.value(), known)
             done = publish.publish(client, plan, self.memory, known, self._raw)
-            self.requests, self.bytes = client.requests, client.sent + client.received
+            self.requests, self.bytes = client.transport.requests, client.transport.sent + client.transport.received
             return done
         finally:
             client.close()
