@@ -419,7 +419,3 @@ def _misplaced(error: BaseException, path: str) -> str | None:
     if path == _PROGRAM and option in _BEHIND:
         return f"{option} stands behind the command: {_PROGRAM} COMMAND {option}"
     return None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -479,7 +479,7 @@ def test_exports_into_one_layout_at_the_same_time_are_all_named(repo: Path, tmp_
             repo, build_image(tmp_path / "layout", name, [Layer([directory("usr"), file("usr/f", name.encode())])]).source, name
         )
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "export"]
+    words = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), "export"]
     running = [subprocess.Popen([*words, name, f"oci:{out}:{name}"], stdout=subprocess.DEVNULL) for name in names]
     assert [one.wait(60) for one in running] == [0] * len(names)
     for name in names:
@@ -530,7 +530,7 @@ def test_an_export_that_is_told_to_end_leaves_no_temporary_files_and_no_skopeo(
     (programs / "skopeo").write_text(f"#!/bin/sh\necho $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 60\n")
     (programs / "skopeo").chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "TMPDIR": str(temporary)}
-    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "export", "app", f"dir:{tmp_path}/out"]
+    words = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), "export", "app", f"dir:{tmp_path}/out"]
     with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as running:
         until = time.monotonic() + 30
         while not pid.exists():

@@ -212,7 +212,7 @@ def test_progress_is_shown_on_a_terminal(repo: Path, tmp_path: Path) -> None:
     assert told == sorted(told)
     assert told[-1] == (total, total)
     master, slave = os.openpty()
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "import", image.source, "app", "--force"]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), "import", image.source, "app", "--force"]
     for path in (repo / "streams").glob("oci-*"):
         path.unlink()
     done = subprocess.run(command, stderr=slave, stdout=subprocess.PIPE, check=False)
@@ -235,7 +235,7 @@ def slow(directory: Path, program: str) -> Path:
 
 def start(repo: Path, environment: dict[str, str], *words: str, group: bool = False) -> subprocess.Popen[str]:
     """The command, in a process group of its own where ``group``."""
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), *words]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), *words]
     settings = {**os.environ, **environment}
     return subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True, start_new_session=group)
 
@@ -539,7 +539,7 @@ def test_a_full_disk_says_what_is_left_and_which_command_goes_on_and_which_clear
 def test_content_that_an_import_leaves_is_reported_after_a_signal_and_a_wrong_digest(repo: Path, tmp_path: Path) -> None:
     files = [file(f"usr/{name}", b"%07d" % name * 700) for name in range(20_000)]
     image = build_image(tmp_path / "layout", "app", [Layer([directory("usr"), *files], "none")])
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "import", image.source, "app"]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), "import", image.source, "app"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         until(lambda: sum(1 for _ in (repo / "objects").glob("*/*")) > 50)
         process.send_signal(signal.SIGTERM)

@@ -146,7 +146,7 @@ def test_what_an_import_is_about_to_put_in_place_is_not_cleared_by_other_writers
         if old.startswith(INCOMING):
             renamed.append(new)
             words = ["create", f"race:{len(renamed)}", "other"]
-            subprocess.run([sys.executable, "-m", "cfs_tags.cli.main", "--repo", repo, *words], check=True, timeout=60)
+            subprocess.run([sys.executable, "-m", "cfs_tags", "--repo", repo, *words], check=True, timeout=60)
             assert (repo / old).exists()
         rename(dir_fd, old, new)
 

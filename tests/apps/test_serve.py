@@ -1117,7 +1117,7 @@ def test_a_socket_for_one_connection_is_refused_and_not_waited_on_for_ever(shop:
 
 
 def test_the_registry_serves_without_standard_error(shop: Shop, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
+    words = [sys.executable, "-m", "cfs_tags", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
     with subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *words]) as running:
         until = time.monotonic() + 20
         while not (tmp_path / "s").exists():
@@ -1131,7 +1131,7 @@ def test_the_registry_serves_without_standard_error(shop: Shop, tmp_path: Path) 
 def test_a_log_that_is_not_read_does_not_stop_the_server(shop: Shop, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    words = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
+    words = [sys.executable, "-m", "cfs_tags", "--repo", str(shop.repo), "serve", "--listen", f"unix:{tmp_path}/s"]
     with subprocess.Popen(words, stderr=writer) as running:
         os.close(writer)
         until = time.monotonic() + 20

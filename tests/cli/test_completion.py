@@ -212,7 +212,7 @@ def test_a_program_that_no_shell_started_prints_the_script_of_the_users_own(tmp_
         while os.getppid() == parent:
             time.sleep(0.01)
         os.dup2(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), 1)
-        os.execv(sys.executable, [sys.executable, "-m", "cfs_tags.cli.main", "--show-completion"])
+        os.execv(sys.executable, [sys.executable, "-m", "cfs_tags", "--show-completion"])
     """
     command = [sys.executable, "-c", program, str(told)]
     subprocess.run(command, env={**os.environ, "SHELL": "/bin/bash"}, check=True, stdout=subprocess.DEVNULL)

@@ -477,7 +477,7 @@ def test_looking_takes_no_lock(run: Run, repo: Path, words: list[str]) -> None:
 
 
 def test_an_interrupt_is_reported_without_a_traceback(repo: Path) -> None:
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "create", "x", WEB, "--json"]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", str(repo), "create", "x", WEB, "--json"]
     with held(repo), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         before = time.monotonic()
         while not opened(process.pid, repo) and time.monotonic() < before + 20:

@@ -46,7 +46,7 @@ def evil(repo: Path, run: Run, web: str) -> str:
 
 
 def program(repo: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), *words]
+    return [sys.executable, "-m", "cfs_tags", "--repo", str(repo), *words]
 
 
 def on_terminal(repo: Path, *words: str, columns: int = 80) -> str:

@@ -63,7 +63,7 @@ sys.exit(main())
 
 
 def call(place: Path, *words: str, as_nobody: bool = False) -> subprocess.CompletedProcess[str]:
-    program = ["-c", AS_NOBODY] if as_nobody else ["-m", "cfs_tags.cli.main"]
+    program = ["-c", AS_NOBODY] if as_nobody else ["-m", "cfs_tags"]
     command = [sys.executable, *program, "--sysroot", "host", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     text = f"create a {WEB}\n"
@@ -162,7 +162,7 @@ def test_the_run_is_refused_there_and_works_with_the_line_that_is_shown(read_onl
     refused = call(read_only, "create", "x:1", WEB)
     assert refused.returncode == 4
     line = (
-        refused.stderr.partition("as bootc does: ")[2].strip().replace("cfs-tag ", f"{sys.executable} -m cfs_tags.cli.main ", 1)
+        refused.stderr.partition("as bootc does: ")[2].strip().replace("cfs-tag ", f"{sys.executable} -m cfs_tags ", 1)
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=read_only, env=environment, check=False)

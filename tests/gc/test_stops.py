@@ -423,7 +423,7 @@ def test_what_expired_is_in_the_log(littered: Path) -> None:
 
 def test_two_collections_at_once_come_to_one_end(littered: Path, ram: Path, cfsctl: Cfsctl) -> None:
     kept = model(littered, cfsctl, [ref for ref in refs(littered) if PAST not in ref]).objects
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(littered), "gc"]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", str(littered), "gc"]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for _ in range(4)]
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said

@@ -74,7 +74,7 @@ def run(*words: str | Path, stdin: int | None = None) -> Result:
 
 def run_alone(*words: str | Path, env: dict[str, str]) -> Result:
     """Run ``cfs-tag`` in a process that has this program in its own environment."""
-    command = [sys.executable, "-m", "cfs_tags.cli.main", *map(str, words)]
+    command = [sys.executable, "-m", "cfs_tags", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **env}, cwd="/")
     return Result(done.returncode, done.stdout, done.stderr)
 

@@ -71,7 +71,7 @@ def size_of(layout: Path, image: Image) -> int:
 
 def started(repo: Path, source: str, peers: Sequence[str]) -> subprocess.Popen[bytes]:
     options = [word for peer in peers for word in ("--peer", f"http://{peer}")]
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo", repo, "import", "--json", source, "app:1", *options]
+    command = [sys.executable, "-m", "cfs_tags", "--repo", repo, "import", "--json", source, "app:1", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -278,7 +278,7 @@ def test_a_host_that_does_not_answer_is_told_of_once_and_left_out(
 ALONE = """
 import json, subprocess, sys, time
 other, log, mine, *words = sys.argv[1:]
-command = [sys.executable, "-m", "cfs_tags.cli.main", "--repo"]
+command = [sys.executable, "-m", "cfs_tags", "--repo"]
 serve = subprocess.Popen([*command, other, "serve", "--announce", "--listen", "127.0.0.1:0"], stderr=open(log, "w"))
 while "announced" not in open(log).read():
     assert serve.poll() is None, open(log).read()

@@ -152,7 +152,7 @@ class Program(NamedTuple):
 def program(repo: Path, log: Path, *words: str, launcher: Sequence[str] = (), fds: Sequence[int] = ()) -> Iterator[Program]:
     """``cfs-tag serve`` on any free port, or where ``words`` say; ``launcher`` goes before the command line."""
     listen = [] if launcher or "--listen" in words else ["--listen", "127.0.0.1:0"]
-    command = [*launcher, sys.executable, "-m", "cfs_tags.cli.main", "--repo", str(repo), "serve", *listen, *words]
+    command = [*launcher, sys.executable, "-m", "cfs_tags", "--repo", str(repo), "serve", *listen, *words]
     environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT), "HOME": str(log.parent)}
     with log.open("wb") as sink:
         process = subprocess.Popen(

@@ -21,7 +21,7 @@ def repo(_example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     host = copy_tree(_example, tmp_path_factory.mktemp("pager") / "host")
     lines = "".join(f"create app-{number} quay.io/apps/web:1\n" for number in range(ENTRIES))
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--sysroot", host, "update", "--stdin"]
+    command = [sys.executable, "-m", "cfs_tags", "--sysroot", host, "update", "--stdin"]
     subprocess.run(command, input=lines.encode(), check=True, stdout=subprocess.DEVNULL)
     return host
 
@@ -75,7 +75,7 @@ def test_an_interrupt_is_the_pagers_while_it_shows(repo: Path) -> None:
 
 def test_a_pipe_has_no_pager(repo: Path) -> None:
     env = {**os.environ, "PAGER": "sed 's/^/> /'"}
-    command = [sys.executable, "-m", "cfs_tags.cli.main", "--sysroot", repo, "log"]
+    command = [sys.executable, "-m", "cfs_tags", "--sysroot", repo, "log"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
 
     assert len(done.stdout.splitlines()) == ENTRIES + 1
