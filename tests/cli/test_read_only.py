@@ -161,9 +161,7 @@ def test_a_dry_run_of_another_user_needs_no_permission_but_to_read(name: str, lo
 def test_the_run_is_refused_there_and_works_with_the_line_that_is_shown(read_only: Path) -> None:
     refused = call(read_only, "create", "x:1", WEB)
     assert refused.returncode == 4
-    line = (
-        refused.stderr.partition("as bootc does: ")[2].strip().replace("cfs-tag ", f"{sys.executable} -m cfs_tags ", 1)
-    )
+    line = refused.stderr.partition("as bootc does: ")[2].strip().replace("cfs-tag ", f"{sys.executable} -m cfs_tags ", 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=read_only, env=environment, check=False)
 
