@@ -30,7 +30,7 @@ from cfs_tags.apps.importing.choose import Options
 from cfs_tags.apps.manifests import ORIGINAL_DIGEST
 from cfs_tags.cli.main import main
 from cfs_tags.formats import splitstream, splitwriter
-from cfs_tags.registry import catalog
+from cfs_tags.registry import view
 from cfs_tags.registry.app import Limits
 from cfs_tags.registry.server import ConnectionLimits
 from cfs_tags.repo import layout
@@ -410,7 +410,7 @@ def test_a_lease_is_served_until_its_time_is_over(
     assert main(["--repo", str(shop.repo), "create", "docker://lent:1", f"{WEB}:1"]) == 0
     with serving(shop.repo) as served:
         assert served.get("/v2/lent/manifests/1").json["config"]["digest"] == shop.plain.manifest["config"]["digest"]
-        for module in (rows, catalog):
+        for module in (rows, view):
             monkeypatch.setattr(module, "moment", lambda now=None: "20990101T000000Z")
         assert served.get("/v2/lent/manifests/1").json["config"]["digest"] == shop.web.manifest["config"]["digest"]
         assert main(["--repo", str(shop.repo), "delete", "docker://lent:1"]) == 0

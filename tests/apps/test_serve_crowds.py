@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cfs_tags import Repository
 from cfs_tags.apps import layer_tar
-from cfs_tags.registry import catalog
+from cfs_tags.registry import manifests
 from cfs_tags.registry.app import Limits, Places
 from cfs_tags.registry.catalog import Catalog
 from cfs_tags.registry.server import ConnectionLimits
@@ -334,7 +334,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[Digest]:
         time.sleep(0.1)
         return load(repo, digest)
 
-    monkeypatch.setattr(catalog, "manifest", wait)
+    monkeypatch.setattr(manifests, "manifest", wait)
     return read
 
 
