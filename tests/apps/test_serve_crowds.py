@@ -327,7 +327,7 @@ def many(repo: Path, tmp_path: Path) -> list[Image]:
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[Digest]:
     """Reading a manifest takes long; those that were read."""
     read: list[Digest] = []
-    load = catalog.manifest
+    load = manifests.manifest
 
     def wait(repo: Any, digest: Digest) -> Any:
         read.append(digest)

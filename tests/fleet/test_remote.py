@@ -427,7 +427,7 @@ def test_what_is_no_body_has_an_end_too(start: bytes, piece: bytes, tmp_path: Pa
 
 def test_waits_that_a_registry_asks_for_have_a_limit(client: Client, hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("cfs_tags.remote.client.time.sleep", slept.append)
+    monkeypatch.setattr("cfs_tags.remote.transport.time.sleep", slept.append)
     hostile.answer = lambda method, path, headers: (429, {"Retry-After": "31536000"}, b"")
     with pytest.raises(CfsTagsError) as caught:
         client.head("latest")
