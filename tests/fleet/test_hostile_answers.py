@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cfs_tags.remote import client as remote
+from cfs_tags.remote import pool, transport
 from cli.conftest import Run
 from fleet.conftest import NAME, OS
 from support.registries import Between, Distribution
@@ -41,7 +41,14 @@ def between(shop: Distribution, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bet
 
 
 def test_whatever_a_registry_answers_commands_end_with_a_code_and_what_is_used_stays(
-    publish: Any, call: Run, host: Host, shop: Distribution, between: Between, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    publish: Any,
+    call: Run,
+    host: Host,
+    shop: Distribution,
+    between: Between,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.setattr("cfs_tags.cli.registries.cache_directory", lambda: str(tmp_path / "cache"))
     (tmp_path / "auth.json").write_text(json.dumps({"auths": {between.address: {"auth": "dXNlcjpzZWNyZXQ="}}}))
@@ -51,10 +58,10 @@ def test_whatever_a_registry_answers_commands_end_with_a_code_and_what_is_used_s
     place = f"{between.address}/{OS}"
     seen: list[bytes] = []
     codes: dict[str, int] = {}
-    patience = {"_READ": 1.0, "_WHOLE": 3.0, "_CONNECT": 1.0}
-    usual = {name: getattr(remote, name) for name in patience}
-    for name, seconds in patience.items():
-        monkeypatch.setattr(remote, name, seconds)
+    patience = pytest.MonkeyPatch()
+    request.addfinalizer(patience.undo)
+    for module, name, seconds in ((transport, "_READ", 1.0), (pool, "WHOLE", 3.0), (transport, "_CONNECT", 1.0)):
+        patience.setattr(module, name, seconds)
     for number in range(RUNS):
         chance = random.Random(SEED * 1_000_003 + number)
         often = chance.choice([0.1, 0.3, 1.0])
@@ -82,8 +89,7 @@ def test_whatever_a_registry_answers_commands_end_with_a_code_and_what_is_used_s
         assert code not in ("internal", "system-failure"), (number, what, said)
         assert took < SOON, (number, what, took)
     between.twist = lambda *answer: None
-    for name, seconds in usual.items():
-        monkeypatch.setattr(remote, name, seconds)
+    patience.undo()
     print(RUNS, codes)
     assert tree(host.repo) == before
     assert publish(host, shop=through).status == 0

@@ -14,6 +14,7 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.remote.client import Client
+from cfs_tags.remote.transport import Transport
 from cfs_tags.repo import layout
 from cfs_tags.values import ContentId, Digest
 from fleet.conftest import NAME, OS, push
@@ -226,14 +227,14 @@ def test_a_run_that_was_stopped_anywhere_is_finished_by_the_next(
     lay(host, "new old")
     publish(host)
     wanted = {BOOTED: host.pool.images["old"].manifest, ROLLBACK: host.pool.images["new"].manifest}
-    original = Client._send
+    original = Transport._send
     for number in range(3, 30):
         lay(host, "new old")
         assert publish(host).status == 0
         lay(host, "old new")
         left = number
 
-        def send(self: Client, *given: Any) -> Any:
+        def send(self: Transport, *given: Any) -> Any:
             nonlocal left
             left -= 1
             if left < 0:
@@ -241,7 +242,7 @@ def test_a_run_that_was_stopped_anywhere_is_finished_by_the_next(
             return original(self, *given)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Client, "_send", send)
+            patched.setattr(Transport, "_send", send)
             status = publish(host).status
         assert publish(host).status == 0
         found = {tag: shop.fetch(f"/v2/{OS}/manifests/{tag}", "HEAD").headers["Docker-Content-Digest"] for tag in wanted}
