@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from threading import get_ident
 from time import monotonic
@@ -15,9 +15,12 @@ from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.repo.store import ReadRepo, WriteRepo
 from cfs_tags.repo.transaction import hooks
-from cfs_tags.repo.transaction.change import NO_NOTE, Command, Note, P, Swap, Way
+from cfs_tags.repo.transaction.change import NO_NOTE, Command, Note, P, RefChange, Swap, Way
 from cfs_tags.repo.transaction.journal import Journal, Kept, Stage
 from cfs_tags.repo.transaction.recovery import Recovered, Verdict, clear, log_undone, recover, sync_directories, take_back
+
+Moves = tuple[Sequence[RefChange], Note]
+"""Changes of one transaction that were made, and its note."""
 
 
 def transact(
@@ -28,7 +31,7 @@ def transact(
     *,
     command: Command[P] | None = None,
     exclusive: bool = False,
-    held: bool = False,
+    held: list[Moves] | None = None,
     prepare: Callable[[P], None] | None = None,
 ) -> P:
     """Plan changes under the locks, then make them: all, or none.
@@ -44,7 +47,8 @@ def transact(
         timeout: seconds to wait for both locks together.
         command: what is asked for, where the planner would come to something else when it is asked for again.
         exclusive: hold the repository lock exclusive in any case: no other process has the repository open then.
-        held: the caller holds the repository lock, exclusive or shared as ``exclusive`` says.
+        held: the caller holds the repository lock, exclusive or shared as ``exclusive`` says; what hooks are to be told
+            is added to this, for :func:`tell` when the lock is free.
         prepare: called with the plan before the first change: writes down what undoing it needs.
 
     Returns:
@@ -58,12 +62,12 @@ def transact(
         ExchangeUnsupported: ``held``, and the lock has to be exclusive; nothing was changed.
     """
     way = Way.ALONE if exclusive else Way.EXCHANGE
-    finished: list[Journal] = []
+    moves: list[Moves] = []
     try:
-        with _locked(repo, timeout, way, held=held):
+        with _locked(repo, timeout, way, held=held is not None):
             swap = Swap(repo, way)
             try:
-                done = _recover(swap, command, finished)
+                done = _recover(swap, command, moves)
                 if done is not None:
                     return done
                 made = plan()
@@ -71,17 +75,23 @@ def transact(
                 if prepare is not None:
                     prepare(made)
                 _commit(swap, made, note, command)
+                moves.append((made.changes, note))
+                return made
             except fsops.ExchangeUnsupported:
-                if exclusive or held:
+                if exclusive or held is not None:
                     raise
-                made = None
     finally:
-        for one in finished:
-            hooks.after(repo, one.changes, one.note)
-    if made is not None:
-        hooks.after(repo, made.changes, note)
-        return made
+        if held is not None:
+            held += moves
+        else:
+            tell(repo, moves)
     return transact(repo, plan, note, timeout, command=command, exclusive=True, prepare=prepare)
+
+
+def tell(repo: WriteRepo, moves: Iterable[Moves]) -> None:
+    """Tell the hooks what was made, with no lock held; what fails is told by ``repo.recovered``."""
+    for changes, note in moves:
+        hooks.after(repo, changes, note)
 
 
 def record(
@@ -141,17 +151,17 @@ def _prepare(repo: WriteRepo) -> None:
         raise _failure(error, repo, LOCK_FILE) from error
 
 
-def _recover(swap: Swap, command: Command[P] | None, finished: list[Journal]) -> P | None:
+def _recover(swap: Swap, command: Command[P] | None, moves: list[Moves]) -> P | None:
     """Finish or take back what interrupted writers left; the plan of this command, where that is done now.
 
-    Those whose hooks have not been told go to ``finished``.
+    What hooks have not been told goes to ``moves``.
     """
     repo = swap.repo
     made = done = None
     try:
         for one in recover(swap):
             if one.is_untold:
-                finished.append(one.journal)
+                moves.append((one.journal.changes, one.journal.note))
             if command is not None and one.journal.command == command.words and _stands(swap, one):
                 done = one.journal.place(Stage.DONE)
                 made = command.again(one.journal.changes, one.journal.rows)
