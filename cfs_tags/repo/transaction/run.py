@@ -15,7 +15,7 @@ from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.repo.store import ReadRepo, WriteRepo
 from cfs_tags.repo.transaction import hooks
-from cfs_tags.repo.transaction.change import NO_NOTE, Command, Note, P, RefChange, Swap, Way
+from cfs_tags.repo.transaction.change import NO_NOTE, Command, Method, Note, P, RefChange, Swap
 from cfs_tags.repo.transaction.journal import Journal, Kept, Stage
 from cfs_tags.repo.transaction.recovery import Recovered, Verdict, clear, log_undone, recover, sync_directories, take_back
 
@@ -61,11 +61,11 @@ def transact(
         SystemFailure: the system refused; nothing was changed, or it says what was.
         ExchangeUnsupported: ``held``, and the lock has to be exclusive; nothing was changed.
     """
-    way = Way.ALONE if exclusive else Way.EXCHANGE
+    method = Method.ALONE if exclusive else Method.EXCHANGE
     moves: list[Moves] = []
     try:
-        with _locked(repo, timeout, way, held=held is not None):
-            swap = Swap(repo, way)
+        with _locked(repo, timeout, method, held=held is not None):
+            swap = Swap(repo, method)
             try:
                 done = _recover(swap, command, moves)
                 if done is not None:
@@ -106,7 +106,7 @@ def record(
     """
     entry = reflog.Entry(reflog.WHOLE, None, None, action, reflog.timestamp(), os.urandom(8).hex(), note.reason, note.by, facts)
     try:
-        with _locked(repo, timeout, Way.EXCHANGE, held=False):
+        with _locked(repo, timeout, Method.EXCHANGE, held=False):
             reflog.append(repo, [entry])
             clock.advance(repo)
     except (OSError, SystemFailure) as error:
@@ -121,10 +121,10 @@ def record(
 
 
 @contextmanager
-def _locked(repo: WriteRepo, timeout: float, way: Way, *, held: bool) -> Iterator[None]:
+def _locked(repo: WriteRepo, timeout: float, method: Method, *, held: bool) -> Iterator[None]:
     deadline = monotonic() + timeout
-    with nullcontext() if held else repo.locked("exclusive" if way is Way.ALONE else "shared", timeout):
-        _prepare(repo)
+    with nullcontext() if held else repo.locked("exclusive" if method is Method.ALONE else "shared", timeout):
+        _make_state(repo)
         lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
         left = max(0.0, deadline - monotonic())
         try:
@@ -139,7 +139,7 @@ def _locked(repo: WriteRepo, timeout: float, way: Way, *, held: bool) -> Iterato
             raise
 
 
-def _prepare(repo: WriteRepo) -> None:
+def _make_state(repo: WriteRepo) -> None:
     """Make the directories of our state, once."""
     for path in (TMP, JOURNALS, reflog.DIRECTORY):
         repo.make_directories(path)
