@@ -74,6 +74,8 @@ def command(
         session.open(places) if only_print else session.open(places, write=True, dry_run=dry) as repo,
         Progress("Exporting", not (how.as_json or dry), of_bytes=True) as progress,
     ):
+        if deploys:  # a name that stands for nothing is told before a program that is not there
+            repo.pins.target(target, pinned=True)
         done = repo.deployments.revive(
             target,
             to=to,

@@ -160,6 +160,7 @@ def test_without_bootc_it_says_what_to_do(one: Pinnable, tmp_path: Path, monkeyp
     said = one.on_host("revive", one.id, "--json", ok=False)
     assert (said.status, said.json["error"]["code"]) == (1, "program-missing")
     assert "--export-only" in said.json["error"]["hint"]
+    assert one.on_host("revive", "absent", "--json", ok=False).json["error"]["code"] == "tag-not-found"
 
 
 @pytest.mark.parametrize("status", [0, 1])
