@@ -69,8 +69,10 @@ def _digest(facts: Facts) -> str:
 
 def _ambiguous(facts: Facts) -> str:
     """give more digits, or the whole name; of images in a source: SOURCE:NAME"""
+    from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX
+
     name = facts["name"]
-    if ":" in name and not name.startswith(("sha256:", "@", "localhost/bootc-")):  # a source of images
+    if ":" in name and not name.startswith(("sha256:", "@", BOOTC_TAG_PREFIX)):  # a source of images
         return f"say which: {name}:{facts['candidates'][0]}"
     return "give more digits, or the whole name"
 
