@@ -1,7 +1,7 @@
 """The references of a repository: what leads to what, and the one walk that follows them.
 
 A *node* is a splitstream or an EROFS image; it has a *table*, the digests of the objects that it is made of.  An *edge* leads
-from a ref or a splitstream to something, and says how that is followed (:class:`Way`).  :class:`Graph` reads each node once.
+from a ref or a splitstream to something, and says how that is followed (:class:`Follow`).  :class:`Graph` reads each node once.
 A visitor sees each node when it is read, and asks for the edges afterwards:
 
 ===========  ==========================================  ==============================
@@ -52,7 +52,7 @@ class Rule(Enum):
     OBJECT = "object"
 
 
-class Way(Enum):
+class Follow(Enum):
     """How something is followed."""
 
     STREAM = "stream"
@@ -66,7 +66,7 @@ class Way(Enum):
 class Edge(NamedTuple):
     """One reference.  ``name`` is what the target is called: a name in ``streams/`` or ``images/``, else the named ref."""
 
-    way: Way
+    follow: Follow
     target: ObjectId
     name: str
 
@@ -148,8 +148,8 @@ class Links:
             text = self._repo.read_link(f"{tree}/{name}")
         if text is None:
             return None
-        way = Way.STREAM if tree == layout.STREAMS else Way.IMAGE
-        return Edge(way, layout.object_of_link(text, self._repo.algorithm, f"{tree}/{name}"), name)
+        follow = Follow.STREAM if tree == layout.STREAMS else Follow.IMAGE
+        return Edge(follow, layout.object_of_link(text, self._repo.algorithm, f"{tree}/{name}"), name)
 
 
 def content_ids(key: str) -> tuple[ContentId, ...]:
@@ -202,7 +202,7 @@ class Graph:
         self._rule = rule
         self._exact = exact
         self._salvage = salvage
-        self._seen: dict[tuple[Way, ObjectId], Edge] = {}
+        self._seen: dict[tuple[Follow, ObjectId], Edge] = {}
         self._pending: list[tuple[Edge, str]] = []
 
     def add(self, edge: Edge, needed_by: str, *, again: bool = False) -> None:
@@ -217,9 +217,9 @@ class Graph:
             images = []
             while self._pending:
                 edge, needed_by = self._pending.pop()
-                if edge.way is Way.IMAGE:
+                if edge.follow is Follow.IMAGE:
                     images.append((edge, needed_by))
-                elif edge.way is Way.OBJECT:
+                elif edge.follow is Follow.OBJECT:
                     yield Visit(edge, needed_by)
                 else:
                     yield self._visit_stream(edge, needed_by)
@@ -239,7 +239,7 @@ class Graph:
         while pending:
             current = pending.pop()
             yield current
-            if current.way is Way.STREAM:
+            if current.follow is Follow.STREAM:
                 new = [edge for edge in self.edges.get(current.target, ()) if edge[:2] not in seen]
                 seen.update(edge[:2] for edge in new)
                 pending.extend(new)
@@ -278,14 +278,14 @@ class Graph:
             linked = self.links.name_of(target)
             kept_alone = key.startswith(EROFS_KEY) or self._rule is Rule.LINKED
             if kept_alone:
-                yield Edge(Way.OBJECT, target, key)
+                yield Edge(Follow.OBJECT, target, key)
             if not kept_alone or linked is not None:  # cfsctl follows what has a name in streams/, whatever the key says
-                yield Edge(Way.STREAM, target, linked or (names[0] if names else key))
+                yield Edge(Follow.STREAM, target, linked or (names[0] if names else key))
             if self._rule is Rule.OBJECT:
                 for name in names:
                     other = self.links.object_of(name)
                     if other is not None and other != target:
-                        yield Edge(Way.STREAM, other, name)
+                        yield Edge(Follow.STREAM, other, name)
 
     def _salvaged(self, edge: Edge, needed_by: str) -> tuple[bytes, tuple[Edge, ...]]:
         """What a splitstream that cannot be parsed still seems to refer to: all of it stays, streams among it are followed."""
@@ -297,7 +297,7 @@ class Graph:
         size = self._repo.algorithm.size
         named = {ObjectId.of_bytes(streams[at : at + size]) for at in range(0, len(streams), size)}
         followed = [one for one in named if self.links.name_of(one) is not None or is_stream(self._repo, one)]
-        return streams + objects, tuple(Edge(Way.STREAM, one, one) for one in followed)
+        return streams + objects, tuple(Edge(Follow.STREAM, one, one) for one in followed)
 
     def _visit_images(self, images: Sequence[tuple[Edge, str]]) -> list[Visit]:
         return [self._visit_image(edge, needed_by) for edge, needed_by in images]
@@ -337,7 +337,7 @@ class Closure(NamedTuple):
     followed is not in it.
     """
 
-    nodes: frozenset[tuple[Way, ObjectId]]
+    nodes: frozenset[tuple[Follow, ObjectId]]
     names: frozenset[str]
 
 
@@ -353,7 +353,7 @@ class Closures:
         self._repo = repo
         self._links = Links.read(repo, [])
         self._graph = Graph(repo, self._links, rule)
-        self._tables: dict[tuple[Way, ObjectId], bytes] = {}
+        self._tables: dict[tuple[Follow, ObjectId], bytes] = {}
         self._counted: tuple[Closure, int] | None = None
 
     def of(self, roots: Iterable[str]) -> Closure:
@@ -362,13 +362,13 @@ class Closures:
         Args:
             roots: ``streams/<name>`` or ``images/<name>``.
         """
-        nodes: set[tuple[Way, ObjectId]] = set()
+        nodes: set[tuple[Follow, ObjectId]] = set()
         names: set[str] = set()
         for root, top in self.read(roots):
             names.add(root)
             for edge in self._graph.reach(top):
                 nodes.add(edge[:2])
-                linked = self._links.name_of(edge.target) if edge.way is Way.STREAM else None
+                linked = self._links.name_of(edge.target) if edge.follow is Follow.STREAM else None
                 if linked is not None:
                     names.add(f"{layout.STREAMS}/{linked}")
         return Closure(frozenset(nodes), frozenset(names))
@@ -404,7 +404,7 @@ class Closures:
         objects = self._objects(gone) - self._objects(after.nodes) if gone else ()
         return len(names) + len(objects)
 
-    def _objects(self, nodes: frozenset[tuple[Way, ObjectId]]) -> set[bytes]:
+    def _objects(self, nodes: frozenset[tuple[Follow, ObjectId]]) -> set[bytes]:
         size = self._repo.algorithm.size
         found = {bytes.fromhex(target) for _, target in nodes}
         for node in nodes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, TargetNotFound, UsageError
 from cfs_tags.formats import erofstree
-from cfs_tags.graph import Edge, Graph, Links, Visit, Way
+from cfs_tags.graph import Edge, Follow, Graph, Links, Visit
 from cfs_tags.repo import images, layout, reflog, refs
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.repo.transaction.change import RefChange
@@ -150,7 +150,7 @@ class _Search:
         self._wanted = wanted
         self._raw = [bytes.fromhex(one) for one in sorted(wanted)]
         self._steps: dict[ObjectId, Step] = {}
-        self._ends: dict[tuple[Way, ObjectId], tuple[Step, ...]] = {}
+        self._ends: dict[tuple[Follow, ObjectId], tuple[Step, ...]] = {}
         self._tried = 0
 
     def chains(self, entries: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Step, ...]]:
@@ -160,7 +160,7 @@ class _Search:
             self._explore(edge, start.name)
         leading = self._leading()
         for start, edge in tops:
-            if edge.way is Way.IMAGE:
+            if edge.follow is Follow.IMAGE:
                 yield from ((start, *rest) for rest in self._from_image(edge))
             elif edge.target in leading:
                 yield from ((start, *rest) for rest in self._from_stream(edge.target, leading))
@@ -193,9 +193,9 @@ class _Search:
         self._graph.add(top, needed_by)
         for visit in self._graph.walk():
             edge = visit.edge
-            if edge.way is Way.STREAM:
+            if edge.follow is Follow.STREAM:
                 self._steps[edge.target] = Step(_kind(edge.name), edge.name, edge.target)
-            if edge.way is not Way.OBJECT:
+            if edge.follow is not Follow.OBJECT:
                 self._ends[edge[:2]] = tuple(self._ends_of(visit))
             if visit.error is not None:
                 self.problems[edge.target] = visit.error.message
@@ -210,13 +210,13 @@ class _Search:
                 one = ObjectId.of_bytes(raw)
                 yield Step("object", one, one)
         for edge in visit.edges:
-            if edge.way is Way.OBJECT and edge.target in self._wanted:
+            if edge.follow is Follow.OBJECT and edge.target in self._wanted:
                 yield Step("erofs", edge.name, edge.target)
 
     def _leading(self) -> set[ObjectId]:
         """The streams that lead to something wanted, or are it."""
         parents = self._graph.parents()
-        streams = [(target, ends) for (way, target), ends in self._ends.items() if way is Way.STREAM]
+        streams = [(target, ends) for (follow, target), ends in self._ends.items() if follow is Follow.STREAM]
         pending = [target for target, ends in streams if ends or target in self._wanted]
         leading = set(pending)
         while pending:
@@ -244,10 +244,10 @@ class _Search:
             path[child] = self._steps[child]
             if child in self._wanted:
                 yield tuple(path.values())
-            for end in self._ends[Way.STREAM, child]:
+            for end in self._ends[Follow.STREAM, child]:
                 yield (*path.values(), end)
             edges = self._graph.edges[child]
-            stack.append(iter(dict.fromkeys(edge.target for edge in edges if edge.way is Way.STREAM)))
+            stack.append(iter(dict.fromkeys(edge.target for edge in edges if edge.follow is Follow.STREAM)))
 
     def _from_image(self, edge: Edge) -> Iterator[tuple[Step, ...]]:
         step = Step("erofs", edge.name, edge.target)

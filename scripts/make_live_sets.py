@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from cfs_tags import Repository
-from cfs_tags.graph import Graph, Links, Way
+from cfs_tags.graph import Follow, Graph, Links
 from cfs_tags.repo import layout, refs
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ObjectId
@@ -65,12 +65,12 @@ def live(repo: ReadRepo, found: dict[str, str]) -> list[str]:
     kept: set[str] = set()
     size = repo.algorithm.size
     for visit in graph.walk():
-        way, target, name = visit.edge
+        follow, target, name = visit.edge
         table = [ObjectId.of_bytes(visit.table[at : at + size]) for at in range(0, len(visit.table), size)]
         kept.update(layout.object_path(object_id) for object_id in (target, *table))
-        if way is Way.STREAM and links.name_of(target) is not None:
+        if follow is Follow.STREAM and links.name_of(target) is not None:
             kept.add(f"{layout.STREAMS}/{links.name_of(target)}")
-        elif way is Way.IMAGE:
+        elif follow is Follow.IMAGE:
             kept.add(f"{layout.IMAGES}/{name}")
         if visit.error is not None:
             problems.append(visit.error.message)

@@ -84,7 +84,7 @@ class Collection:
             progress: told now and then how many of how many directories were looked at.
 
         Raises:
-            BrokenRoots: something that a ref leads to cannot be followed; nothing was collected.
+            BrokenRoots: something that a ref leads to cannot be followed; nothing, or nothing more, was collected.
             UnresolvedDeployment, PlaceUnread, NoDeployments, RefusedError (sysroot-unseen): likewise.
             LockTimeout, SystemFailure: what was deleted by then is gone; the next run goes on.
         """

@@ -116,7 +116,7 @@ def command(
         warnings[:] = [warning for tag in plan.results if tag.done == "created" for warning in not_pullable(tag.name)]
         return plan
 
-    change(ctx, planned, edit.asked_instructions([instruction]), how)
+    change(ctx, planned, edit.asked_instructions([instruction._replace(expires=expires)]), how)
 
 
 def _deployment(

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError
-from cfs_tags.graph import Edge, Graph, Links, Way
+from cfs_tags.graph import Edge, Follow, Graph, Links
 from cfs_tags.inventory import LOOKERS, keys_of, names_of_objects, object_directories
 from cfs_tags.parallel import in_processes, look_at
 from cfs_tags.repo import layout, refs
@@ -150,12 +150,12 @@ class _Reach:
 
     def masks(self) -> Masks:
         """The groups that reach each object."""
-        tables: dict[tuple[Way, ObjectId], Table] = {}
+        tables: dict[tuple[Follow, ObjectId], Table] = {}
         for visit in self._graph.walk():
             tables[visit.edge[:2]] = Table.of(visit.table + bytes.fromhex(visit.edge.target), self._size)
             if visit.error is not None:
                 self.problems.append(visit.error.message)
-        bits_of: dict[tuple[Way, ObjectId], int] = {}
+        bits_of: dict[tuple[Follow, ObjectId], int] = {}
         for top, bits in self._tops:
             for edge in self._graph.reach(top):
                 bits_of[edge[:2]] = bits_of.get(edge[:2], 0) | bits

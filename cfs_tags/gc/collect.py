@@ -93,7 +93,7 @@ def collect(
 
     Raises:
         BrokenRoots, UnresolvedDeployment, PlaceUnread, NoDeployments, RefusedError (sysroot-unseen): as
-            :func:`cfs_tags.gc.plan`; nothing was collected.
+            :func:`cfs_tags.gc.plan`; nothing, or nothing more, was collected.
         LockTimeout: another process holds the lock; what was deleted by then is gone, the next run continues.
         SystemFailure: the system refused; likewise.
     """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import BadRefLink, BrokenRoots, CfsTagsError, DamagedError, FormatError, InvalidDigest, SystemFailure
 from cfs_tags.gc.values import GcOptions, Problem
-from cfs_tags.graph import Edge, Graph, Links, Visit, Way, is_stream
+from cfs_tags.graph import Edge, Follow, Graph, Links, Visit, is_stream
 from cfs_tags.host.refs import unnamed_configs
 from cfs_tags.inventory import Keys, keys_of, names_of_objects, object_directories
 from cfs_tags.repo import layout, refs
@@ -126,11 +126,11 @@ class Marks:
             needed: whether it is a problem that something cannot be followed.  Without a ref to it, it is none: the link is
                 young, and what it still leads to stays with it.
         """
-        for tree, way, mine in ((layout.STREAMS, Way.STREAM, links.streams), (layout.IMAGES, Way.IMAGE, links.images)):
+        for tree, follow, mine in ((layout.STREAMS, Follow.STREAM, links.streams), (layout.IMAGES, Follow.IMAGE, links.images)):
             for name, link in mine.items():
                 path = f"{tree}/{name}"
                 try:
-                    edge = Edge(way, layout.object_of_link(link, self._repo.algorithm, path), name)
+                    edge = Edge(follow, layout.object_of_link(link, self._repo.algorithm, path), name)
                 except DamagedError:
                     continue  # it leads to no object
                 self._add(path, edge, needed=needed)
@@ -199,11 +199,11 @@ class Marks:
                 with suppress(InvalidDigest):
                     image = ObjectId.parse(name, self._repo.algorithm)
                     if self._repo.has_object(image):
-                        self._add(path, Edge(Way.IMAGE, image, name))
+                        self._add(path, Edge(Follow.IMAGE, image, name))
         nameless = [path for path in self._failed_refs if path.startswith(f"{layout.STREAMS}/")]
         streams = set(self._unnamed_streams()) if nameless else set()
         for stream in streams:
-            self._graph.add(Edge(Way.STREAM, stream, stream), f"object/{stream}")
+            self._graph.add(Edge(Follow.STREAM, stream, stream), f"object/{stream}")
         self._follow()
         for unreadable in streams & self._unreadable:  # it may be what a ref needs
             self._roots.setdefault(unreadable, set()).update(nameless)
@@ -262,11 +262,11 @@ class Marks:
 
     def _follow(self) -> None:
         for visit in self._graph.walk():
-            way, target, name = visit.edge
+            follow, target, name = visit.edge
             self.live.add(target)
             self.live.update(visit.table)
             problem: CfsTagsError | str | None = visit.error
-            if way is Way.OBJECT and not self._repo.has_object(target):
+            if follow is Follow.OBJECT and not self._repo.has_object(target):
                 problem = f"EROFS image {target[:12]}… ({name}) is missing"
             if problem is not None:
                 self._fail(target, problem)
@@ -343,7 +343,7 @@ def mark_all(
         marks.mark_links(Snapshot(streams, images, {}))
     pruned = []
     if options.prune_referrers:
-        pruned = [RefChange(path, link, None, "prune") for path, link in _prune(repo, marks, gone)]
+        pruned = [RefChange(path, link, None, "prune") for path, link in _unneeded_referrers(repo, marks, gone)]
     else:
         marks.mark(snapshot.refs.items())
     settle(marks, options)
@@ -373,7 +373,7 @@ def _refuse_broken(marks: Marks, options: GcOptions) -> None:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
-def _prune(repo: ReadRepo, marks: Marks, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
+def _unneeded_referrers(repo: ReadRepo, marks: Marks, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
     """Mark from all refs but the referrers whose subject was here and is dead: those are the answer, path and link.
 
     To a fixed point: a signature may itself be signed, and may name another image.

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import os
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.interrupt import kill_after
 from support.trees import tree
 
 if TYPE_CHECKING:
@@ -109,6 +111,17 @@ def test_create_makes_a_lease_that_says_when_it_ends(run: Run) -> None:
     assert row["expires"] is not None
     assert len(row["expires"]) == len("2026-01-31T12:00:00Z")
     assert f"until {row['expires']}" in run("list", "build/*", ok=True).out
+
+
+def test_a_lease_that_was_interrupted_is_not_what_the_next_command_asks_for(run: Run) -> None:
+    """The request for a tag is another one than that for a lease of the same name."""
+    for number in count():
+        run("create", "x:1", DB, "--force", ok=True)
+        stopped = kill_after(number, lambda: run("create", "x:1", WEB, "--force", "--expires", "7d"))
+        run("create", "x:1", WEB, "--force", ok=True)
+        assert [row["expires"] for row in run("list", "x:1", "--json").result] == [None], number
+        if not stopped:
+            break
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "7y", "-7d", "7d x", "0s", "99999999w", "1.5h"])

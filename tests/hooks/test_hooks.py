@@ -137,6 +137,16 @@ def test_what_it_leaves_running_holds_no_lock(home: Path, run: Run, tmp_path: Pa
         os.kill(int((tmp_path / "child").read_text()), 9)
 
 
+@pytest.mark.parametrize("words", ["create x:1 TAG", "rename TAG x:1", "delete TAG", "pin TAG", "import LAYOUT new:1"])
+def test_when_they_are_told_afterwards_nothing_is_locked(words: str, home: Path, run: Run, repo: Path, tmp_path: Path) -> None:
+    hook(home / "post/tell", f"flock --nonblock --exclusive {repo} echo free >>{tmp_path}/told")
+    run("export", DB, f"oci:{tmp_path}/layout:1", ok=True)
+
+    run(*words.replace("TAG", WEB).replace("LAYOUT", f"oci:{tmp_path}/layout").split(), ok=True)
+
+    assert (tmp_path / "told").read_text() == "free\n"
+
+
 def test_of_what_it_says_no_more_is_kept_than_is_shown(home: Path, run: Run, tmp_path: Path) -> None:
     hook(home / "pre/long", f"readlink /proc/$$/fd/2 >{tmp_path}/told; head -c 64000000 /dev/zero | tr '\\0' x && exit 3")
 

@@ -82,6 +82,8 @@ def run_import(
         LockTimeout, SystemFailure: the system refused, or another process holds a lock; nothing is named.
     """
 
+    moves: list[run.Moves] = []
+
     def carry_out(mode: Mode) -> Imported:
         with repo.locked(mode, timeout):
             wanted = plan()
@@ -94,7 +96,7 @@ def run_import(
                 told = note._replace(reason=_reason(note.reason, wanted))
                 alone = mode == "exclusive"
                 tags = partial(_tag_plan, repo, wanted, layers.stored)
-                made = run.transact(repo, tags, told, timeout, exclusive=alone, held=True)
+                made = run.transact(repo, tags, told, timeout, exclusive=alone, held=moves)
         written, written_bytes = store.written + layers.written, store.written_bytes + layers.written_bytes
         return Imported(wanted, made, written, written_bytes, layers.fetched)
 
@@ -104,6 +106,8 @@ def run_import(
         # a tag can only be moved here with the repository lock exclusive, which cannot be had on top of the shared one; the
         # content is there by now, and what a collector took in between is added again
         done = carry_out("exclusive")
+    finally:
+        run.tell(repo, moves)
     if done.objects or done.tags.changes:
         wanted = done.plan
         facts: dict[str, reflog.Fact] = {"source": wanted.source, "digest": wanted.source_digest}

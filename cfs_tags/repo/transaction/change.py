@@ -108,7 +108,7 @@ class State(Enum):
     FOREIGN = "foreign"
 
 
-class Way(Enum):
+class Method(Enum):
     """How a ref is moved."""
 
     EXCHANGE = "peers may write at the same time: exchange, then look at what came out"
@@ -130,9 +130,9 @@ class Swap:
         repo: where.
     """
 
-    def __init__(self, repo: WriteRepo, way: Way) -> None:
+    def __init__(self, repo: WriteRepo, method: Method) -> None:
         self.repo = repo
-        self._way = way
+        self._method = method
         self._fd = repo.fd
         self._parent, self._parent_fd = "", -1
 
@@ -184,7 +184,7 @@ class Swap:
             except FileExistsError:
                 raise _expected(change, self.value(path)) from None
             return
-        if new is not None and self._way is Way.ALONE:
+        if new is not None and self._method is Method.ALONE:
             self._move_alone(path, old, new, spare)
             return
         try:
@@ -272,7 +272,7 @@ class Swap:
             else:
                 if self.value(spare) != old:
                     self._prepare(spare, old)
-                if self._way is Way.ALONE:
+                if self._method is Method.ALONE:
                     if self.value(path) != new:
                         return False
                     fsops.rename(self._fd, spare, path)
@@ -311,7 +311,7 @@ class Swap:
             return
         if put is None:
             self._link_again(path, spare, held)
-        elif self._way is Way.ALONE:
+        elif self._method is Method.ALONE:
             fsops.rename(self._fd, spare, path)
         else:
             with suppress(FileNotFoundError):  # removed meanwhile: that is the newest value
@@ -331,7 +331,7 @@ class Swap:
     def clear(self, spare: str) -> None:
         """Remove the spare of a change that is over."""
         self.discard(spare)
-        if self._way is Way.ALONE:
+        if self._method is Method.ALONE:
             self.discard(_next_of(spare))
 
     def discard(self, path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from threading import get_ident
 from time import monotonic
@@ -15,9 +15,12 @@ from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.repo.store import ReadRepo, WriteRepo
 from cfs_tags.repo.transaction import hooks
-from cfs_tags.repo.transaction.change import NO_NOTE, Command, Note, P, Swap, Way
+from cfs_tags.repo.transaction.change import NO_NOTE, Command, Method, Note, P, RefChange, Swap
 from cfs_tags.repo.transaction.journal import Journal, Kept, Stage
 from cfs_tags.repo.transaction.recovery import Recovered, Verdict, clear, log_undone, recover, sync_directories, take_back
+
+Moves = tuple[Sequence[RefChange], Note]
+"""Changes of one transaction that were made, and its note."""
 
 
 def transact(
@@ -28,7 +31,7 @@ def transact(
     *,
     command: Command[P] | None = None,
     exclusive: bool = False,
-    held: bool = False,
+    held: list[Moves] | None = None,
     prepare: Callable[[P], None] | None = None,
 ) -> P:
     """Plan changes under the locks, then make them: all, or none.
@@ -44,7 +47,8 @@ def transact(
         timeout: seconds to wait for both locks together.
         command: what is asked for, where the planner would come to something else when it is asked for again.
         exclusive: hold the repository lock exclusive in any case: no other process has the repository open then.
-        held: the caller holds the repository lock, exclusive or shared as ``exclusive`` says.
+        held: the caller holds the repository lock, exclusive or shared as ``exclusive`` says; what hooks are to be told
+            is added to this, for :func:`tell` when the lock is free.
         prepare: called with the plan before the first change: writes down what undoing it needs.
 
     Returns:
@@ -57,13 +61,13 @@ def transact(
         SystemFailure: the system refused; nothing was changed, or it says what was.
         ExchangeUnsupported: ``held``, and the lock has to be exclusive; nothing was changed.
     """
-    way = Way.ALONE if exclusive else Way.EXCHANGE
-    finished: list[Journal] = []
+    method = Method.ALONE if exclusive else Method.EXCHANGE
+    moves: list[Moves] = []
     try:
-        with _locked(repo, timeout, way, held=held):
-            swap = Swap(repo, way)
+        with _locked(repo, timeout, method, held=held is not None):
+            swap = Swap(repo, method)
             try:
-                done = _recover(swap, command, finished)
+                done = _recover(swap, command, moves)
                 if done is not None:
                     return done
                 made = plan()
@@ -71,17 +75,23 @@ def transact(
                 if prepare is not None:
                     prepare(made)
                 _commit(swap, made, note, command)
+                moves.append((made.changes, note))
+                return made
             except fsops.ExchangeUnsupported:
-                if exclusive or held:
+                if exclusive or held is not None:
                     raise
-                made = None
     finally:
-        for one in finished:
-            hooks.after(repo, one.changes, one.note)
-    if made is not None:
-        hooks.after(repo, made.changes, note)
-        return made
+        if held is not None:
+            held += moves
+        else:
+            tell(repo, moves)
     return transact(repo, plan, note, timeout, command=command, exclusive=True, prepare=prepare)
+
+
+def tell(repo: WriteRepo, moves: Iterable[Moves]) -> None:
+    """Tell the hooks what was made, with no lock held; what fails is told by ``repo.recovered``."""
+    for changes, note in moves:
+        hooks.after(repo, changes, note)
 
 
 def record(
@@ -96,7 +106,7 @@ def record(
     """
     entry = reflog.Entry(reflog.WHOLE, None, None, action, reflog.timestamp(), os.urandom(8).hex(), note.reason, note.by, facts)
     try:
-        with _locked(repo, timeout, Way.EXCHANGE, held=False):
+        with _locked(repo, timeout, Method.EXCHANGE, held=False):
             reflog.append(repo, [entry])
             clock.advance(repo)
     except (OSError, SystemFailure) as error:
@@ -111,10 +121,10 @@ def record(
 
 
 @contextmanager
-def _locked(repo: WriteRepo, timeout: float, way: Way, *, held: bool) -> Iterator[None]:
+def _locked(repo: WriteRepo, timeout: float, method: Method, *, held: bool) -> Iterator[None]:
     deadline = monotonic() + timeout
-    with nullcontext() if held else repo.locked("exclusive" if way is Way.ALONE else "shared", timeout):
-        _prepare(repo)
+    with nullcontext() if held else repo.locked("exclusive" if method is Method.ALONE else "shared", timeout):
+        _make_state(repo)
         lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
         left = max(0.0, deadline - monotonic())
         try:
@@ -129,7 +139,7 @@ def _locked(repo: WriteRepo, timeout: float, way: Way, *, held: bool) -> Iterato
             raise
 
 
-def _prepare(repo: WriteRepo) -> None:
+def _make_state(repo: WriteRepo) -> None:
     """Make the directories of our state, once."""
     for path in (TMP, JOURNALS, reflog.DIRECTORY):
         repo.make_directories(path)
@@ -141,17 +151,17 @@ def _prepare(repo: WriteRepo) -> None:
         raise _failure(error, repo, LOCK_FILE) from error
 
 
-def _recover(swap: Swap, command: Command[P] | None, finished: list[Journal]) -> P | None:
+def _recover(swap: Swap, command: Command[P] | None, moves: list[Moves]) -> P | None:
     """Finish or take back what interrupted writers left; the plan of this command, where that is done now.
 
-    Those whose hooks have not been told go to ``finished``.
+    What hooks have not been told goes to ``moves``.
     """
     repo = swap.repo
     made = done = None
     try:
         for one in recover(swap):
             if one.is_untold:
-                finished.append(one.journal)
+                moves.append((one.journal.changes, one.journal.note))
             if command is not None and one.journal.command == command.words and _stands(swap, one):
                 done = one.journal.place(Stage.DONE)
                 made = command.again(one.journal.changes, one.journal.rows)
