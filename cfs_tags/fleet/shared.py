@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from cfs_tags.fleet.hosts import Host
 
-MAX_SHARED = 512 << 20
+_MAX_SHARED = 512 << 20
 """Bytes of memory for all documents: honest hosts take some 5,000 each, a hostile one can have a million."""
 _PART = 100
 """Bytes that it takes to find a part again."""
@@ -30,7 +30,7 @@ class Shared:
         limit: bytes that all may take.
     """
 
-    def __init__(self, limit: int = MAX_SHARED) -> None:
+    def __init__(self, limit: int = _MAX_SHARED) -> None:
         self._left = limit
         self._parts: defaultdict[type, dict[Any, Any]] = defaultdict(dict)  # a text is equal to a digest, and is none
         self._lock = Lock()
