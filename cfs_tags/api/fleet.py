@@ -180,7 +180,7 @@ class Fleets:
 
         if self._cache is None:
             return look(None)
-        memory = Memory(self._cache, f"fleet {self._place}", view.MAX_CACHE)
+        memory = Memory(self._cache, f"fleet {self._place}", view.MAX_CACHED)
         with memory.held(self._timeout):
             return look(memory)
 
