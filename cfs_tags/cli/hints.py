@@ -84,7 +84,7 @@ def _no_tag(facts: Facts) -> str:
     if tag and digest.startswith("sha256:"):
         return f"a digest alone names an image: @{digest}"
     if facts["near"] and facts["near"][0].startswith(f"{name}@{{"):
-        return f"it was deleted: {typed('restore', name)} brings it back, and {facts['near'][0]} is what it named"
+        return f"it is gone: {typed('restore', name)} brings it back, and {facts['near'][0]} is what it named"
     if facts["near"]:
         return f"there is {', '.join(facts['near'])}"
     return "'cfs-tag list' shows the tags, 'cfs-tag trash' deleted ones that are kept"
