@@ -53,7 +53,9 @@ def as_typed(error: CfsTagsError) -> CfsTagsError:
 
 
 def _argument(facts: Facts) -> str | None:
-    """'cfs-tag retire' removes deployment refs, 'cfs-tag unpin' removes pins"""
+    """'cfs-tag retire' removes deployment refs, 'cfs-tag unpin' removes pins, 'cfs-tag deployments' lists deployments"""
+    if facts["argument"] == "deployment":
+        return "'cfs-tag deployments' lists deployments"
     if facts["argument"] != "tag":
         return None
     pin = facts["value"].startswith("@pin/")
