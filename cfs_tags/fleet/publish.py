@@ -83,7 +83,7 @@ class Plan(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What was done: a row for each tag, the artifact, and what is odd."""
+    """What was done: a row for each tag, the artifact, and what is odd; of what was only planned, no rows and no artifact."""
 
     plan: Plan
     rows: tuple[Row, ...]
