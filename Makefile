@@ -22,7 +22,7 @@ help: ## show what there is
 	@echo 'make test    linters, types, import contracts and all tests'
 	@echo 'make soak    stop a collection everywhere, then collect beside pulls and tags for ten minutes (CFS_TAGS_SOAK_SECONDS)'
 	@echo 'make attack  exchange parts of a repository with links for ten minutes while every command works in it; needs root and cc'
-	@echo 'make fuzz    fuzz every parser: FUZZ_ARGS="--runs 1000000", or one, with options of libFuzzer: FUZZ_ARGS="grub -runs=100000"'
+	@echo 'make fuzz    fuzz every parser, or some: FUZZ_ARGS="--runs 1000000 grub"; one with options of libFuzzer: FUZZ_ARGS="grub -max_len=99"'
 	@echo 'make large   files beyond 8 GiB in, out and served: minutes, and 20 GB of disk in TMPDIR'
 	@echo 'make vm      the tests that need a kernel with fs-verity alone, in a QEMU machine'
 	@echo 'make lint    the linters, types and import contracts alone'

@@ -1,4 +1,5 @@
-"""Fuzz with atheris: ``python -m fuzz.run TARGET [OPTION OF LIBFUZZER...]``, or ``--runs N`` for all targets, in ``tests/``.
+"""Fuzz with atheris, in ``tests/``: ``python -m fuzz.run --runs N [TARGET...]``, or one target with options of libFuzzer:
+``python -m fuzz.run TARGET [OPTION...]``.
 
 What the fuzzer learns is kept in ``.fuzz/TARGET`` of the checkout, and what it finds in ``tests/fuzz/found/TARGET``, where
 every later run of the tests tries it.
@@ -6,33 +7,54 @@ every later run of the tests tries it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 MOST = 1 << 20
 """Bytes of the longest input."""
+LONG = 0.04
+"""Part of the runs that have inputs of all lengths up to ``MOST``; they take ten times as long as the others."""
 
 
 def main() -> None:
     """Fuzz what the command line says; ends the process."""
     if sys.argv[1:2] == ["--runs"]:
-        sys.exit(every(sys.argv[2]))
+        sys.exit(every(int(sys.argv[2]), sys.argv[3:]))
     one_target()
 
 
-def every(runs: str) -> int:
-    """So many runs of every target, one after the other; 1 where one of them found something."""
+def every(runs: int, names: list[str]) -> int:
+    """So many runs of each target, of all without names, one on each processor; 1 where one of them found something."""
     from fuzz.targets import TARGETS
 
-    failed = []
-    for name in TARGETS:
-        if subprocess.run([sys.executable, "-m", "fuzz.run", name, f"-runs={runs}"], check=False).returncode:
-            failed.append(name)
-    print(f"{len(TARGETS)} targets, {runs} runs each; found something: {', '.join(failed) or 'none'}")
-    return int(bool(failed))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sound = list(pool.map(lambda name: fuzzed(name, runs), names or TARGETS))
+    return int(not all(sound))
+
+
+def fuzzed(name: str, runs: int) -> bool:
+    """Whether so many runs of a target, short inputs and then long ones, find nothing; prints how it went."""
+    from fuzz.targets import TARGETS
+
+    log = ROOT / ".fuzz" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    started = time.monotonic()
+    long = round(runs * LONG)
+    with log.open("wb") as output:
+        for count, most in ((runs - long, TARGETS[name].usual), (long, MOST)):
+            words = [sys.executable, "-m", "fuzz.run", name, f"-runs={count}", f"-max_len={most}"]
+            if subprocess.run(words, stderr=output, check=False).returncode:
+                print(f"{name}: found something, see {log}", flush=True)
+                return False
+    passed = time.monotonic() - started
+    print(f"{name}: {runs} runs, {runs / passed:.0f} a second, nothing found", flush=True)
+    return True
 
 
 def one_target() -> None:

@@ -28,6 +28,7 @@ from cfs_tags.repo import layout
 from cfs_tags.repo.transaction.journal import Journal
 from cfs_tags.tags.instructions import parse_instructions
 from cfs_tags.values import Algorithm, Digest, ObjectId
+from support.crafted_erofs import small_images
 from support.images import base_layer, build_image, build_index
 from support.sysroots import uki as make_uki
 
@@ -41,11 +42,15 @@ DIGEST = Digest.parse("sha256:" + "0" * 64)
 
 
 class Target(NamedTuple):
-    """``of`` tells which files of a host, by path and first bytes, are what the function parses; ``made`` adds others."""
+    """``of`` tells which files of a host, by path and first bytes, are what the function parses; ``made`` adds others.
+
+    ``usual`` is how many bytes the inputs of most runs have: what can be reached in a format is reached in these.
+    """
 
     function: Callable[[bytes], object]
     of: Callable[[str, bytes], bool] = lambda path, data: False
     made: Callable[[Path], Iterator[bytes]] = lambda work: iter(())
+    usual: int = 1024
 
 
 def run(target: Target, data: bytes) -> CfsTagsError | None:
@@ -93,9 +98,12 @@ def _erofs(data: bytes) -> None:
         raw = erofs.scan_object_refs(data, algorithm)
         scanned = {raw[at : at + algorithm.size].hex() for at in range(0, len(raw), algorithm.size)}
         assert exact <= scanned, "the scan misses an object"
-    for path in ("/", "/usr/lib/os-release", "/usr/lib/bootc/bound-images.d", "/boot"):
-        erofstree.read_path(data, path)
-        erofstree.listdir(data, path)
+    tree = erofstree.Tree(data)
+    for path in ("/", "/usr/lib/os-release", "/usr/lib/bootc/bound-images.d", "/usr/large"):
+        nid = tree.resolve(path, follow=True)
+        if nid is not None:
+            tree.node(nid)
+    erofstree.listdir(data, "/boot")
     for count, _ in enumerate(erofstree.stored_files(data)):
         if count > 100_000:
             break
@@ -290,8 +298,13 @@ def _platform(data: bytes) -> None:
 
 TARGETS: dict[str, Target] = {
     "splitstream": Target(_splitstream, lambda path, data: _is_object(path, data) and b"SplitStream" in data[:32], _streams),
-    "erofs": Target(_erofs, lambda path, data: _is_object(path, data) and data[1024:1028] == b"\xe2\xe1\xf5\xe0"),
-    "tar": Target(_tar, made=_tars),
+    "erofs": Target(
+        _erofs,
+        lambda path, data: _is_object(path, data) and data[1024:1028] == b"\xe2\xe1\xf5\xe0",
+        lambda work: small_images(),
+        usual=4096,
+    ),
+    "tar": Target(_tar, made=_tars, usual=8192),
     "meta": Target(repometa.parse, lambda path, data: path.endswith("meta.json")),
     "journal": Target(_journal, made=_words(JOURNAL)),
     "name": Target(_name, made=_words("quay.io%2Fapps%2Fapp:1", "a%25b", "%", "%2f")),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -24,6 +22,7 @@ from cfs_tags.formats.boot.order import GRUB, SYSTEMD_BOOT, boot_order, compare_
 from cfs_tags.formats.boot.origin import origin_with_manifest_digest, parse_imginfo, parse_origin, parse_staged
 from cfs_tags.formats.boot.uki import uki_cmdline
 from cfs_tags.values import Algorithm, Digest
+from support.crafted_erofs import FIRST, Xattr, crafted, directory_block, image_with, inode
 from support.peers import Cfsctl
 from support.scanning import scanned_refs
 
@@ -211,55 +210,6 @@ def test_a_damaged_image_gives_a_value_or_a_refusal(
 
 
 # -- images that no program makes ---------------------------------------------------------------------------------------
-
-
-class Xattr(NamedTuple):
-    index: int
-    name: bytes
-    value: bytes
-
-    def pack(self) -> bytes:
-        data = struct.pack("<BBH", len(self.name), self.index, len(self.value)) + self.name + self.value
-        return data + bytes(-len(data) % 4)
-
-
-FIRST = 64  # the inode of the root; the superblock ends before
-
-
-def inode(mode: int, layout: int, size: int, u: int = 0, xattrs: bytes = b"") -> bytes:
-    icount = (len(xattrs) - 12) // 4 + 1 if xattrs else 0
-    return struct.pack("<4HI4xI4x2H4x", layout << 1, icount, mode, 1, size, u, 0, 0) + xattrs
-
-
-def directory_block(entries: list[tuple[bytes, int]]) -> bytes:
-    at = 12 * len(entries)
-    heads = b""
-    for name, nid in entries:
-        heads += struct.pack("<QHBB", nid, at, 0, 0)
-        at += len(name)
-    return heads + b"".join(name for name, _ in entries)
-
-
-def crafted(*parts: tuple[int, bytes], xattr_block: int = 0, size: int = 0) -> bytes:
-    """An image with these bytes at these offsets."""
-    size = max([size, *(offset + len(part) for offset, part in parts)])
-    data = bytearray(-(-size // 4096) * 4096)
-    struct.pack_into("<4I", data, 0, 0xD078629A, 1, 0, 2)
-    struct.pack_into("<I", data, 1024, 0xE0F5E1E2)
-    struct.pack_into("<BBH", data, 1036, 12, 0, FIRST)
-    struct.pack_into("<I", data, 1068, xattr_block)
-    for offset, part in parts:
-        data[offset : offset + len(part)] = part
-    return bytes(data)
-
-
-def image_with(local: list[Xattr], shared: list[int], pool: bytes) -> bytes:
-    """A root that has one file, which has these xattrs; ``shared`` are ids into ``pool``."""
-    attributes = struct.pack(f"<IB7x{len(shared)}I", 0, len(shared), *shared) + b"".join(each.pack() for each in local)
-    block = directory_block([(b".", FIRST), (b"..", FIRST), (b"f", FIRST + 8)])
-    root = inode(0o040755, 2, len(block)) + block
-    return crafted((FIRST * 32, root), ((FIRST + 8) * 32, inode(0o100644, 4, 9, 0, attributes) + bytes(4)), (32768, pool),
-                   xattr_block=8)  # fmt: skip
 
 
 @st.composite

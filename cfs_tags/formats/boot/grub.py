@@ -93,9 +93,14 @@ class GrubEntry(NamedTuple):
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 # a word is made of these; a comment starts only where a word could (yylex.l: CHAR, SQSTR, DQSTR, ESC, VARIABLE)
-_VARIABLE = r"\$(?:([A-Za-z_]\w*|\d+|[?#*@])|\{([A-Za-z_]\w*|\d+|[?#*@])\})"
-_PIECE = re.compile(rf"""([^{{}}|&$;<> \t\n'"\\]+)|'([^']*)'|(\$?")|\\(.|\n)|{_VARIABLE}|(\$|\\\Z)""", re.ASCII)
-_QUOTED = re.compile(rf'([^"\\$]+)|\\(.|\n)|{_VARIABLE}|([$\\])', re.ASCII | re.DOTALL)
+_VARIABLE = r"\$(?:(?P<name>[A-Za-z_]\w*|\d+|[?#*@])|\{(?P<braced>[A-Za-z_]\w*|\d+|[?#*@])\})"
+_PIECE = re.compile(
+    rf"""(?P<plain>[^{{}}|&$;<> \t\n'"\\]+)|'(?P<single>[^']*)'|(?P<double>\$?")|\\(?P<escaped>.|\n)|{_VARIABLE}"""
+    r"|(?P<lone>\$|\\\Z)",
+    re.ASCII,
+)
+_QUOTED = re.compile(rf'(?P<plain>[^"\\$]+)|\\(?P<escaped>.|\n)|{_VARIABLE}|(?P<lone>[$\\])', re.ASCII | re.DOTALL)
+_VARIABLES = ("name", "braced")
 _BETWEEN = re.compile(r"(?:[ \t]|\\\n|#[^\n]*)+")
 _SKIPPED = frozenset(("if", "then", "elif", "else", "fi", "while", "until", "do", "done", "!", "time"))
 """Words at the start of a command after which another command follows."""
@@ -168,16 +173,14 @@ class _Parser:
         start = at
         parts: list[Part] = []
         while (piece := _PIECE.match(self._text, at)) is not None:
-            plain, single, double, escaped, name, braced, lone = piece.groups()
             at = piece.end()
-            if double is not None:
+            kind, text = _kind_and_text(piece)
+            if kind == "double":
                 at = self._quoted(at, parts)
-            elif name or braced:
-                parts.append(Part(name or braced, True))
-            elif escaped != "\n":
-                parts.append(Part(next(part for part in (plain, single, escaped, lone) if part is not None)))
+            elif kind != "escaped" or text != "\n":
+                parts.append(Part(text, kind in _VARIABLES))
         if at == start:  # a quote that nothing ends, a "\" at the end
-            self._fail(at, _A_TITLE if self._named("menuentry") else "a closing quote", "the end of the file")
+            self._fail(at, self._wanted_quote, "the end of the file")
         if not self._words:
             self._start = start
             if self._text[start:at] in _SKIPPED:
@@ -188,26 +191,33 @@ class _Parser:
     def _quoted(self, at: int, parts: list[Part]) -> int:
         start = at
         while (piece := _QUOTED.match(self._text, at)) is not None:
-            plain, escaped, name, braced, lone = piece.groups()
             at = piece.end()
-            if name or braced:
-                parts.append(Part(name or braced, True))
-            elif escaped != "\n":
-                kept = escaped if escaped is None or escaped in '$"\\' else f"\\{escaped}"
-                parts.append(Part(next(part for part in (plain, kept, lone) if part is not None)))
+            kind, text = _kind_and_text(piece)
+            if kind != "escaped" or text in '$"\\':
+                parts.append(Part(text, kind in _VARIABLES))
+            elif text != "\n":
+                parts.append(Part(f"\\{text}"))
         if self._text[at : at + 1] != '"':
-            self._fail(start, _A_TITLE if self._named("menuentry") else "a closing quote", "the end of the file")
+            self._fail(start, self._wanted_quote, "the end of the file")
         parts.append(Part(""))
         return at + 1
 
-    def _named(self, command: str) -> bool:
-        return bool(self._words) and self._words[0] == (Part(command),)
+    @property
+    def _command(self) -> str:
+        """The name of the command that is read; empty where a variable is in it."""
+        first, *rest = self._words[0] if self._words else (Part(""),)
+        return "" if rest or first.is_variable else first.text
+
+    @property
+    def _wanted_quote(self) -> str:
+        return _A_TITLE if self._command == "menuentry" else "a closing quote"
 
     def _finish(self) -> None:
         """The command ends here."""
-        if any(map(self._named, _MENUS)):
+        command = self._command
+        if command in _MENUS:
             self._fail(self._start, _A_TITLE, "no block")
-        if self._named("function"):
+        if command == "function":
             self._functions.update(_shown(word) for word in self._words[1:2])
         elif self._words:
             self._commands.append(Command(tuple(self._words), self._blocks[-1] if self._blocks else None))
@@ -216,19 +226,27 @@ class _Parser:
     def _open(self, at: int) -> None:
         """A block starts, the last argument of the command before it."""
         inside = self._blocks[-1] if self._blocks else None
-        if self._named("menuentry"):
+        command = self._command
+        if command == "menuentry":
             title = _title(self._words[1:])
             if title is None:
                 self._fail(self._start, _A_TITLE, "no title")
             inside = len(self._titles)
             self._titles.append(title)
-        if any(map(self._named, _MENUS)):
+        if command in _MENUS:
             self._words = []
         self._finish()
         self._blocks.append(inside)
 
     def _fail(self, at: int, wanted: str, found: str) -> NoReturn:
         _wrong(len(self._text[:at].encode()), wanted, found)
+
+
+def _kind_and_text(piece: re.Match[str]) -> tuple[str, str]:
+    """Which of its alternatives a piece is, and its text."""
+    kind = piece.lastgroup
+    assert kind is not None
+    return kind, piece[kind]
 
 
 def _joined(parts: list[Part]) -> Word:
