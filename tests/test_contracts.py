@@ -231,6 +231,14 @@ def annotated(code: ast.Module) -> set[str]:
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget() -> Iterator[None]:
+    """Later tests of this process fork it: what is remembered here goes."""
+    yield
+    parsed.cache_clear()
+    nodes.cache_clear()
+
+
 @cache
 def parsed(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), path)
