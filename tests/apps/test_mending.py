@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfs_tags.apps.importing.choose import Options
+from cfs_tags.errors import FormatError
 from cfs_tags.repo import fsops
 from cfs_tags.repo.incoming import INCOMING
 from support.images import Image, Layer, base_layer, build_artifact, build_image, directory, file, pull_image, random_bytes
@@ -35,7 +36,31 @@ def cut_by_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-SPOILS = [remove, cut_to_nothing, cut_by_half]
+def replace_by_a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def replace_by_a_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_a_link_of_the_same_length(path: Path) -> None:
+    size = path.stat().st_size
+    path.unlink()
+    path.symlink_to("./" * (min(size, 4094) // 2) + "x" * (size % 2))
+
+
+SPOILS = [
+    *(remove, cut_to_nothing, cut_by_half),
+    *(replace_by_a_link, replace_by_a_link_to_itself, replace_by_a_link_of_the_same_length, replace_by_a_pipe),
+]
 
 
 @pytest.fixture
@@ -71,6 +96,22 @@ def test_each_object_that_is_missing_or_cut_is_there_again(
     imported(repo, image)
     assert tree(repo, ("cfs-tags",)) == before
     cfsctl.assert_healthy(repo)
+
+
+@pytest.mark.parametrize("size", [5000, 4096, 300])
+def test_a_directory_in_the_place_of_an_object_is_no_object_and_stays(repo: Path, tmp_path: Path, size: int) -> None:
+    """Whatever length the system gives it: it is refused with its path, and may hold anything."""
+    image = build_image(tmp_path / "layout", "app", [base_layer(), Layer([file("usr/large", bytes(size))])])
+    imported(repo, image)
+    large = next(path for path in (repo / "objects").glob("*/*") if path.read_bytes() == bytes(size))
+    large.unlink()
+    large.mkdir()
+    (large / "kept").write_bytes(b"")
+
+    with pytest.raises(FormatError, match=large.name):
+        imported(repo, image)
+
+    assert (large / "kept").exists()
 
 
 def test_each_link_that_is_missing_is_there_again(cfsctl: Cfsctl, repo: Path, image: Image) -> None:
