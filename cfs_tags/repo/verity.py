@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap
 
+    from cfs_tags.values import Algorithm, ObjectId
+
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY, linux/fsverity.h
 _NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
 _WINDOW = 8 << 20
 """Bytes that are read into the mapping at once."""
+_PIECE = 1 << 20
 _SMALL = 1 << 20
 _DENSITY = 64
 """A file has at most so many bytes for each that it takes on the disk; the first megabyte is free.
@@ -64,6 +67,41 @@ def is_secure(repo_fd: int) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def measured(fd: int, algorithm: Algorithm) -> ObjectId:
+    """The fs-verity digest of a file's bytes, all of them read but holes.
+
+    Args:
+        fd: of the file, at its start.
+        algorithm: of the digest.
+
+    Raises:
+        OSError: the system refused.
+    """
+    from cfs_tags.formats import fsverity
+
+    status = os.fstat(fd)
+    size = status.st_size
+    measurer = fsverity.Measurer(algorithm)
+    if size > _PIECE and status.st_blocks * 512 < size:
+        position = 0
+        for start, end in data_ranges(fd, size):
+            measurer.update_zeros(start - position)
+            position = start
+            while position < end and (piece := os.pread(fd, min(end - position, _PIECE), position)):
+                measurer.update(piece)
+                position += len(piece)
+        measurer.update_zeros(size - position)
+        return measurer.digest()
+    piece = os.read(fd, min(size, _PIECE)) if size else b""
+    if len(piece) == size:
+        return fsverity.measure(piece, algorithm)
+    measurer.update(piece)
+    # a block that cannot be read ends the bytes before it early; the next read says why
+    while piece := os.read(fd, _PIECE):
+        measurer.update(piece)
+    return measurer.digest()
 
 
 def map_file(fd: int, *, cut: bool = False) -> mmap | bytes:
