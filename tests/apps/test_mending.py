@@ -15,7 +15,18 @@ from cfs_tags.apps.importing.choose import Options
 from cfs_tags.errors import FormatError
 from cfs_tags.repo import fsops
 from cfs_tags.repo.incoming import INCOMING
-from support.images import Image, Layer, base_layer, build_artifact, build_image, directory, file, pull_image, random_bytes
+from support.images import (
+    Image,
+    Layer,
+    base_layer,
+    build_artifact,
+    build_image,
+    directory,
+    file,
+    host_image,
+    pull_image,
+    random_bytes,
+)
 from support.importing import export_image, import_image
 from support.interrupt import every_stop, kill_after
 from support.peers import Cfsctl
@@ -147,6 +158,30 @@ def test_what_cfsctl_pulled_is_mended_under_its_tag_and_under_another(
     assert {path: found for path, found in before.items() if after.get(path) != found} == {}
     cfsctl.assert_healthy(repo)
     export_image(repo, image.ref, f"oci:{tmp_path}/out:app")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link in its place", "a pipe in its place"])
+def test_an_erofs_image_that_is_gone_with_its_link_keeps_no_image_from_being_mended(
+    left: str, cfsctl: Cfsctl, repo: Path, tmp_path: Path
+) -> None:
+    image = host_image(tmp_path / "layout", "41.1")
+    pull_image(cfsctl, repo, image, bootable=True)
+    for link in [path for path in (repo / "images").iterdir() if path.is_symlink()]:
+        gone = link.resolve()
+        link.unlink()
+        gone.unlink()
+        if left == "a link in its place":
+            gone.symlink_to("nowhere")
+        elif left == "a pipe in its place":
+            os.mkfifo(gone)
+    program = random_bytes("init 41.1", 8000)
+    lost = next(path for path in (repo / "objects").glob("*/*") if path.is_file() and path.read_bytes() == program)
+    lost.unlink()
+
+    import_image(repo, image.source, "again", Options(home="shared"))
+
+    assert lost.read_bytes() == program
+    export_image(repo, "again", f"oci:{tmp_path}/out:again")
 
 
 def test_an_image_of_which_only_its_tag_is_left_is_there_again(cfsctl: Cfsctl, repo: Path, image: Image) -> None:
