@@ -197,7 +197,7 @@ class RepositoryNotFound(NotFoundError, _Typed):
 
 
 class TagNotFound(NotFoundError, _Typed):
-    """No tag of that name.  ``near`` are names like it, where they were looked for."""
+    """No tag of that name.  ``near`` are names like it, or what it was before it was deleted, where they were looked for."""
 
     code = "tag-not-found"
     name: str

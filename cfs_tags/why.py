@@ -6,17 +6,18 @@ Exact: splitstreams are read as they are and EROFS images walked, nothing is gue
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import CfsTagsError, TargetNotFound, UsageError
+from cfs_tags.errors import CfsTagsError, TargetNotFound
 from cfs_tags.formats import erofstree
 from cfs_tags.graph import Edge, Follow, Graph, Links, Visit
 from cfs_tags.repo import images, layout, reflog, refs
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.repo.transaction.change import RefChange
 from cfs_tags.tags import rows
-from cfs_tags.tags.names import resolve
+from cfs_tags.tags.names import only, resolve
 from cfs_tags.values import ContentId, Digest, ObjectId
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _MOST_TRIED = 2_000_000
 """Steps that are taken to find them."""
-_SHORTEST_PREFIX = 6
+_DIGITS = re.compile(r"(sha256:)?([0-9a-f]{6,})", re.ASCII)
 
 
 class Step(NamedTuple):
@@ -85,15 +86,15 @@ def explain(
 
     Args:
         repo: where; the caller holds its lock shared.
-        text: an object id, or at least six digits of one; a name in ``streams/``; a digest ``sha256:…`` of a manifest,
-            config or layer; a tag or anything else that :func:`cfs_tags.tags.names.resolve` knows.
+        text: an object id; a name in ``streams/``; a digest ``sha256:…`` of a manifest, config or layer; at least six digits of
+            an id or a digest; a tag or anything else that :func:`cfs_tags.tags.names.resolve` knows.
         path: of a file in the image that ``text`` names: then the question is about its content.
         changes: of refs that a collection would make first: what only a ref keeps that runs out now is dead.
         bounds: of the answer; one chain is given however long it is.
 
     Raises:
         TargetNotFound, TagNotFound: it stands for nothing.
-        UsageError: a prefix fits several objects.
+        UsageError: a prefix fits several.
         DamagedError: the image of ``path`` cannot be read.
     """
     unread: list[str] = []
@@ -270,13 +271,15 @@ def _meant(repo: ReadRepo, links: Links, text: str) -> frozenset[ObjectId]:
     named = links.object_of(text)
     if named is not None:
         return frozenset((named,))
-    digits = repo.algorithm.hex_length
-    if _SHORTEST_PREFIX <= len(text) <= digits and set(text) <= set("0123456789abcdef") and rows.find(repo, text) is None:
-        return frozenset((_object(repo, text),))
-    if text.startswith("sha256:") and rows.find(repo, text) is None:
-        found = (links.object_of(f"oci-{kind}-{text}") for kind in ("manifest", "config", "layer", "blob"))
-        if there := frozenset(one for one in found if one is not None):
-            return there
+    digits = _DIGITS.fullmatch(text)
+    if digits is not None and rows.find(repo, text) is None:
+        fits = _beginning(repo, links, digits[2])
+        if digits[1]:
+            fits = {name: objects for name, objects in fits.items() if name.startswith(digits[1])}
+        elif not fits:
+            raise TargetNotFound(kind="object", name=text)
+        if fits:
+            return fits[only(list(fits), text, "object")]
     digest = resolve(repo, text, ended=True)
     object_id = repo.stream_object(ContentId.manifest(digest))
     if object_id is None:
@@ -284,16 +287,18 @@ def _meant(repo: ReadRepo, links: Links, text: str) -> frozenset[ObjectId]:
     return frozenset((object_id,))
 
 
-def _object(repo: ReadRepo, prefix: str) -> ObjectId:
-    if len(prefix) == repo.algorithm.hex_length:
-        return ObjectId.trusted(prefix)
-    names = repo.names(f"{layout.OBJECTS}/{prefix[:2]}") or ()
-    found = sorted(prefix[:2] + name for name in names if name.startswith(prefix[2:]))
-    if not found:
-        raise TargetNotFound(kind="object", name=prefix)
-    if len(found) > 1:
-        raise UsageError("ambiguous-name", name=prefix, candidates=tuple(found))
-    return ObjectId.parse(found[0], repo.algorithm)
+def _beginning(repo: ReadRepo, links: Links, digits: str) -> dict[str, frozenset[ObjectId]]:
+    """What begins with digits: objects by their ids, streams by their digests (one may be of a layer and of a blob)."""
+    length = repo.algorithm.hex_length
+    names = [digits[:2] + name for name in repo.names(f"{layout.OBJECTS}/{digits[:2]}") or () if len(digits) < length]
+    ids = [digits] if len(digits) == length else [name for name in names if len(name) == length and name.startswith(digits)]
+    found = {name: frozenset((ObjectId.trusted(name),)) for name in ids}
+    starts = tuple(f"oci-{kind}-sha256:{digits}" for kind in ("manifest", "config", "layer", "blob"))
+    for name in repo.names(layout.STREAMS) or ():
+        if name.startswith(starts) and (there := links.object_of(name)) is not None:
+            digest = name[name.index("sha256:") :]
+            found[digest] = found.get(digest, frozenset()) | {there}
+    return found
 
 
 def _content(repo: ReadRepo, text: str, path: str) -> frozenset[ObjectId]:

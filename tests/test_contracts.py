@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,14 @@ OTHER_WORDS = ("cfs-tags.manifest.original",)
 Finder = Callable[[ast.Module], Iterator[tuple[int, str]]]
 
 
+@cache
+def nodes(code: ast.Module) -> list[ast.AST]:
+    return list(ast.walk(code))
+
+
 def imports(code: ast.Module) -> Iterator[tuple[int, str, str]]:
     """Line, module and name of everything that is imported anywhere in the module, at the top or in a function."""
-    for node in ast.walk(code):
+    for node in nodes(code):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, ""
@@ -72,7 +78,7 @@ def imports(code: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 def attributes(code: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and text of every ``module.name``."""
-    for node in ast.walk(code):
+    for node in nodes(code):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield node.lineno, f"{node.value.id}.{node.attr}"
 
@@ -83,7 +89,7 @@ def talks_or_exits(code: ast.Module) -> Iterator[tuple[int, str]]:
     ``os._exit`` where there is ``os.fork`` ends the child, not the program.
     """
     forks = any(text == "os.fork" for _, text in attributes(code))
-    for node in ast.walk(code):
+    for node in nodes(code):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONSOLE:
             yield node.lineno, f"{node.func.id}()"
         if isinstance(node, ast.Raise) and node.exc is not None:
@@ -111,7 +117,7 @@ def changes_the_disk(code: ast.Module) -> Iterator[tuple[int, str]]:
     for line, module, name in imports(code):
         if module.partition(".")[0] in WRITING_MODULES or (module == "os" and name in OS_CHANGES | OS_WRITING_FLAGS):
             yield line, f"import {module} {name}".rstrip()
-    for node in ast.walk(code):
+    for node in nodes(code):
         if not isinstance(node, ast.Call):
             continue
         if isinstance(node.func, ast.Attribute) and not _is_fsops(node.func.value) and node.func.attr in PATH_CHANGES:
@@ -147,8 +153,8 @@ def imports_an_operation(code: ast.Module) -> Iterator[tuple[int, str]]:
 
 def texts(code: ast.Module) -> Iterator[tuple[int, str]]:
     """Line and text of every piece of text that is a word: no documentation, no sentence."""
-    said = {id(node.value) for node in ast.walk(code) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
-    for node in ast.walk(code):
+    said = {id(node.value) for node in nodes(code) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)}
+    for node in nodes(code):
         if isinstance(node, ast.Constant) and id(node) not in said:
             text = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
             if isinstance(text, str) and not any(character.isspace() for character in text.strip()):
@@ -187,7 +193,7 @@ def public_names(code: ast.Module) -> Iterator[str]:
 
 def own_uses(code: ast.Module) -> set[str]:
     """Names that a module reads."""
-    return {node.id for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    return {node.id for node in nodes(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def uses(code: ast.Module) -> Iterator[tuple[str, str]]:
@@ -196,21 +202,28 @@ def uses(code: ast.Module) -> Iterator[tuple[str, str]]:
     for _, module, name in imports(code):
         yield module, name
         modules.setdefault(name or module, set()).add(f"{module}.{name}" if name else module)
-    for node in ast.walk(code):
+    for node in nodes(code):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 modules.setdefault(alias.asname or alias.name, set()).add(f"{node.module}.{alias.name}")
-    for node in ast.walk(code):
-        if isinstance(node, ast.Attribute):
-            owner = ast.unparse(node.value)
+    for node in nodes(code):
+        if isinstance(node, ast.Attribute) and (owner := chain(node.value)):
             for module in (owner, *modules.get(owner, ())):
                 yield module, node.attr
+
+
+def chain(node: ast.expr) -> str:
+    """The text of a name, or of names with points between them; empty for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    owner = chain(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{owner}.{node.attr}" if owner and isinstance(node, ast.Attribute) else ""
 
 
 def annotated(code: ast.Module) -> set[str]:
     """Names in annotations: what functions take and give, and what values hold."""
     found: set[str] = set()
-    for node in ast.walk(code):
+    for node in nodes(code):
         for place in ("annotation", "returns"):
             annotation = getattr(node, place, None)
             if isinstance(annotation, ast.expr):
@@ -218,9 +231,13 @@ def annotated(code: ast.Module) -> set[str]:
     return found
 
 
+@cache
+def parsed(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(), path)
+
+
 def findings(rule: Finder, path: str) -> list[str]:
-    code = ast.parse((ROOT / path).read_text(), path)
-    return [f"{path}:{line}: {what}" for line, what in sorted(rule(code))]
+    return [f"{path}:{line}: {what}" for line, what in sorted(rule(parsed(path)))]
 
 
 @pytest.mark.parametrize("path", LIBRARY)
@@ -235,29 +252,30 @@ def test_a_path_a_prefix_and_a_media_type_are_written_once(path: str) -> None:
 
 @pytest.mark.parametrize("path", HOMES)
 def test_what_has_a_home_is_there(path: str) -> None:
-    found = [text for _, text in texts(ast.parse((ROOT / path).read_text()))]
+    found = [text for _, text in texts(parsed(path))]
 
     assert [word for word in HOMES[path] if not any(word in text for text in found)] == []
 
 
 def test_a_public_name_is_used_by_another_module_or_documented() -> None:
     """Or it is the type of something that is. A test may look at what its module uses itself, and needs nothing made for it."""
-    codes = {path: ast.parse((ROOT / path).read_text()) for path in MODULES}
+    codes = {path: parsed(path) for path in MODULES}
+    own = {path: own_uses(code) for path, code in codes.items()}
     tests = [ast.parse(path.read_text()) for folder in ("tests", "bench", "scripts") for path in (ROOT / folder).rglob("*.py")]
     examples = [ast.parse(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
     used = {(module, name) for path, code in codes.items() for module, name in uses(code) if module != dotted(path)}
     used.update(use for code in examples for use in uses(code))
     looked_at = {use for code in tests for use in uses(code)}
     documented = set(re.findall(r"\w+", (ROOT / "docs/python.md").read_text() + (ROOT / "README.md").read_text()))
-    types = set[str]().union(*map(annotated, codes.values()))
+    known = documented.union(*map(annotated, codes.values()))
 
     unused = [
         f"{path}: {name}"
         for path, code in codes.items()
         for name in public_names(code)
         if (dotted(path), name) not in used
-        and name not in documented | types
-        and not (name in own_uses(code) and (dotted(path), name) in looked_at)
+        and name not in known
+        and not (name in own[path] and (dotted(path), name) in looked_at)
     ]
 
     assert set(unused) - FOR_TESTS == set()

@@ -36,7 +36,9 @@ _MANY = (collections.abc.Iterable, collections.abc.Sequence, collections.abc.Col
 
 
 class _Wrong(Exception):
-    """What an argument is not."""
+    """What an argument is not; ``value`` is the one of several of which it is said."""
+
+    value: object = None
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -98,7 +100,7 @@ def _argument(name: str, value: Any, wanted: Any) -> Any:
     try:
         return _fitting(value, wanted)
     except _Wrong as error:
-        raise invalid(name, value, str(error)) from None
+        raise invalid(name, value if error.value is None else error.value, str(error)) from None
 
 
 def invalid(argument: str, value: object, reason: str) -> UsageError:
@@ -131,7 +133,7 @@ def _fitting(value: Any, wanted: Any) -> Any:
     if origin in _MANY or origin is tuple:
         if isinstance(value, str | bytes) or not isinstance(value, collections.abc.Iterable):
             raise _Wrong(_not_a(wanted))
-        return tuple(_fitting(one, parts[0]) for one in value)
+        return tuple(_one_of_several(one, parts[0]) for one in value)
     if origin is collections.abc.Mapping:
         if not isinstance(value, collections.abc.Mapping):
             raise _Wrong(_not_a(wanted))
@@ -152,6 +154,14 @@ def _fitting(value: Any, wanted: Any) -> Any:
     if isinstance(value, datetime) and value.utcoffset() is None:
         raise _Wrong("has no time zone: write datetime(…, tzinfo=UTC)")
     return value
+
+
+def _one_of_several(value: Any, wanted: Any) -> Any:
+    try:
+        return _fitting(value, wanted)
+    except _Wrong as error:
+        error.value = value
+        raise
 
 
 def _check_text(text: str) -> None:

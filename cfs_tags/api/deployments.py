@@ -377,7 +377,7 @@ class Deployments:
         timeout: timedelta = WAIT,
         dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Revived | Revival:
+    ) -> Revived:
         """Bring a deployment back that bootc has deleted and refs keep: export its image, and have bootc deploy it.
 
         Args:
@@ -394,7 +394,7 @@ class Deployments:
             reason: for the log.
             by: for the log.
             timeout: how long locks are waited for.
-            dry_run: change nothing: the plan is returned.
+            dry_run: change nothing: the result has the plan alone.
             progress: told now and then how many bytes of how many are exported.
 
         Raises:
@@ -422,7 +422,7 @@ class Deployments:
             return reviving.plan_revival(repo, view, one, digest, layout, force=force, mended=mended)
 
         if writable is None:
-            return plan(mended=bool(sources))
+            return reviving.Revived(plan(mended=bool(sources)))
         if bootc is not None:
             reviving.need_running(view)
         machine = Machine(temporary, skopeo, cfsctl)

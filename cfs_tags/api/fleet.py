@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cfs_tags.api.deployments import Deployments
     from cfs_tags.api.handle import Handle
     from cfs_tags.fleet.memory import Memory
-    from cfs_tags.fleet.publish import Plan, Published, Row
+    from cfs_tags.fleet.publish import Published, Row
     from cfs_tags.fleet.view import Fleet
     from cfs_tags.fleet.what_if import Answer
     from cfs_tags.remote.client import Client
@@ -74,7 +74,7 @@ def publish(
     timeout: timedelta,
     dry_run: bool,
     progress: Callable[[int], None] | None = None,
-) -> Published | Plan:
+) -> Published:
     """What :meth:`cfs_tags.Repository.publish` does, for any places of the host."""
     from cfs_tags.fleet import facts
     from cfs_tags.fleet import publish as publishing
@@ -97,7 +97,7 @@ def publish(
         known = publishing.Remembered.of(memory)
         with closing(_connect(where, access, known.challenge)) as client:
             made = publishing.plan(client, where, host, known, refresh=often)
-        return made._replace(warnings=(*warnings, *made.warnings))
+        return publishing.Published(made, (), None, (*warnings, *made.warnings))
     with memory.held(wait):
         known = publishing.Remembered.of(memory)
         with closing(_connect(where, access, known.challenge)) as client:
@@ -180,7 +180,7 @@ class Fleets:
 
         if self._cache is None:
             return look(None)
-        memory = Memory(self._cache, f"fleet {self._place}", view.MAX_CACHE)
+        memory = Memory(self._cache, f"fleet {self._place}", view.MAX_CACHED)
         with memory.held(self._timeout):
             return look(memory)
 

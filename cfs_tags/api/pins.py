@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.api.arguments import WAIT, checked, seconds
 from cfs_tags.api.arguments import until as instant
-from cfs_tags.errors import UnresolvedDeployment
+from cfs_tags.errors import TagNotFound, TargetNotFound, UnresolvedDeployment
 from cfs_tags.tags import names, pins, rows
 from cfs_tags.values import DeploymentId, Digest
 
@@ -62,7 +63,7 @@ class Pins:
         :class:`cfs_tags.api.deployments.Deployments`, or any name of a tag; a tag of just that name comes first.
 
         Args:
-            name: as said.
+            name: as said; digits stand for a deployment before they stand for an image.
             pinned: whether a name of a pin comes first of all.
 
         Raises:
@@ -76,7 +77,13 @@ class Pins:
         special = name.removeprefix("@") in _STATES or name.startswith("@deployment/")
         if not special and (not re.fullmatch("[0-9a-f]+", name, re.ASCII) or rows.find(repo, name) is not None):
             return None, names.resolve(repo, name)
-        return self._deployment(name)
+        try:
+            return self._deployment(name)
+        except TargetNotFound:
+            if not special:
+                with suppress(TagNotFound):
+                    return None, names.resolve(repo, name)
+            raise
 
     def _deployment(self, text: str) -> tuple[DeploymentId, Digest]:
         from cfs_tags.host import refs

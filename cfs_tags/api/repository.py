@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from cfs_tags.api.policy import Retention
     from cfs_tags.api.tags import Tags
     from cfs_tags.apps.exporting.export import Exported
-    from cfs_tags.apps.importing.plan import Import
     from cfs_tags.apps.importing.run import Imported
     from cfs_tags.apps.mending import Mended
     from cfs_tags.df import Usage
     from cfs_tags.diff import Difference
-    from cfs_tags.fleet.publish import Plan, Published
+    from cfs_tags.fleet.publish import Published
     from cfs_tags.fsck.check import Report
     from cfs_tags.fsck.repair import Repaired
     from cfs_tags.maintain import Maintained
@@ -167,14 +166,16 @@ class Repository(Handle):
         """Who takes how much: by tag, deployment and owner.
 
         Args:
-            without: names whose deletion together is asked about.
+            without: names whose deletion together is asked about, or digests, with six or more digits, of images that one tag
+                alone names.
             timeout: how long the lock is waited for.
         """
         from cfs_tags.df import measure
+        from cfs_tags.tags.names import tag_of
 
         with self.locked("shared", seconds(timeout, "timeout")):
             changes, unresolved = self.deployments.planned_changes()
-            usage = measure(self, [self.deployments.meant(name) for name in without], changes)
+            usage = measure(self, [tag_of(self, self.deployments.meant(name)) for name in without], changes)
         return usage._replace(problems=(*unresolved, *usage.problems))
 
     @checked
@@ -288,7 +289,7 @@ class Repository(Handle):
         state: str = STATE,
         timeout: timedelta = WAIT,
         dry_run: bool = False,
-    ) -> Published | Plan:
+    ) -> Published:
         """Tag what the host uses in its registry, and say there what runs here.  The repository is only read.
 
         Args:
@@ -300,7 +301,7 @@ class Repository(Handle):
             plain: HTTP without TLS.
             state: the directory where it is remembered what was published.
             timeout: how long locks are waited for.
-            dry_run: compare, and change nothing: the plan is returned.
+            dry_run: compare, and change nothing: the result has the plan alone.
         """
         from cfs_tags.api import fleet
         from cfs_tags.remote.names import Access
@@ -433,7 +434,7 @@ class Repository(Handle):
         timeout: timedelta = WAIT,
         dry_run: bool = False,
         progress: Progress | None = None,
-    ) -> Imported | Import:
+    ) -> Imported:
         """Bring an image into the repository, and give it a tag.
 
         Args:
@@ -453,13 +454,13 @@ class Repository(Handle):
             reason: for the log.
             by: for the log.
             timeout: how long locks are waited for.
-            dry_run: change nothing: the plan is returned.
+            dry_run: change nothing: the result has the plan alone.
             progress: told now and then how many bytes of how many are read.
         """
         from cfs_tags.apps import platforms
         from cfs_tags.apps.importing.choose import DEFAULT_LIMIT, Options
         from cfs_tags.apps.importing.plan import plan_import
-        from cfs_tags.apps.importing.run import run_import
+        from cfs_tags.apps.importing.run import Imported, run_import
         from cfs_tags.apps.importing.source import open_source
         from cfs_tags.apps.importing.source.http import Server
         from cfs_tags.apps.importing.source.shared import Shared
@@ -476,7 +477,7 @@ class Repository(Handle):
             opened = Shared(opened, repo, hosts)
         try:
             if dry_run or not isinstance(repo, WriteRepo):
-                return plan_import(repo, opened, name, options)
+                return Imported(plan_import(repo, opened, name, options))
             return run_import(repo, opened, lambda: plan_import(repo, opened, name, options), note, wait, progress=progress)
         finally:
             opened.close()

@@ -5,7 +5,7 @@ here, where they are whole, else from the sources; of its layers those are fetch
 however many images share them.  What comes is checked and stored as an import does it (``apps/importing``); no ref is changed.
 
 An EROFS image comes from no source: cfsctl makes it again from the layers, with the same id, because it is made of nothing
-else.
+else.  One with wrong bytes is replaced when the new one is on disk.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.apps.importing.choose import Options
 from cfs_tags.apps.importing.layer import LayerStore
-from cfs_tags.apps.importing.mountable import make_image
+from cfs_tags.apps.importing.mountable import make_image, remake_images
 from cfs_tags.apps.importing.plan import plan_mending
 from cfs_tags.apps.importing.run import store_content
 from cfs_tags.apps.importing.source.combined import Combined
 from cfs_tags.apps.importing.stored import old_config
 from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, NotFoundError, SourceFailed, UnsupportedError
-from cfs_tags.fsck import repair
+from cfs_tags.fsck import objects, repair
 from cfs_tags.fsck.check import Progress
 from cfs_tags.fsck.repair import Repaired
 from cfs_tags.repo import images, layout, reflog, refs
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from cfs_tags.values import Digest, ObjectId
 
 
-_WRONG = ("wrong-object-digest",)
+_WRONG = ("wrong-object-digest", "unreadable", "no-verity", "wrong-verity-digest")
+"""What is found of objects that are there, and are stored again like those that are gone."""
 
 
 class NotMended(NamedTuple):
@@ -95,7 +96,8 @@ def repair_from(
         repo: where.
         sources: in the order in which they are asked.
         machine: cfsctl makes EROFS images again, where it is installed.
-        content: read every byte, too; objects with wrong bytes are stored again like those that are gone.  As in
+        content: read every byte, too; objects with wrong bytes, and those that the system does not read or whose fs-verity
+            is not right, are stored again like those that are gone.  As in
             :func:`cfs_tags.fsck.repair.repair`; likewise ``owners``, ``dry_run``, ``note``, ``progress``,
             ``timeout``.
         limit: bytes of the longest layer, uncompressed, that is taken.
@@ -116,7 +118,8 @@ def repair_from(
         left = tuple(NotMended(*one) for one in unavailable)
         mended = Mended(_digests(wanted), left, _layers(wanted), {}, 0, 0, tuple(source.problems))
         return first._replace(plan=planned._replace(refs=())), mended
-    repo.distrusted |= {one.path.replace("/", "")[len("objects") :] for one in first.findings if one.code in _WRONG}
+    wrong = (one for one in first.findings if one.code in _WRONG and one.path.startswith(f"{layout.OBJECTS}/"))
+    repo.distrusted.update(objects.names_of(wrong))
     try:
         mended = _mend(repo, source, machine, limit=limit, note=note, progress=fetching, timeout=timeout)
     finally:
@@ -124,7 +127,7 @@ def repair_from(
     # all content is read again: what was wrong with it is right now, or is said
     last = repair.repair(repo, content=content, owners=owners, note=note, timeout=timeout)
     plan = last.plan._replace(links=(*first.plan.links, *last.plan.links), recovers=first.plan.recovers or last.plan.recovers)
-    findings = repair.of_both(first.findings, last.findings, content=content)
+    findings = repair.of_both(first.findings, last.findings, content=True)  # both have read as much
     return Repaired(last.report, plan, tuple(findings)), mended
 
 
@@ -194,13 +197,13 @@ def _named_images(repo: ReadRepo, image: PlannedImage) -> dict[str, ObjectId]:
     return {key: target for key, target in found[1].named_refs.items() if key.startswith(EROFS_KEY)}
 
 
-def _lost_images(repo: ReadRepo, wanted: Import) -> dict[Digest, set[str]]:
-    """For each image the keys of the EROFS images that its config names and that are gone."""
+def _lost_images(repo: ReadRepo, wanted: Import) -> dict[Digest, dict[str, ObjectId]]:
+    """For each image the EROFS images that its config names and that are gone, by key."""
     found = {}
     for image in wanted.images:
         named = _named_images(repo, image)
         gone = set(images.absent_objects(repo, named.values()))
-        found[image.digest] = {key for key, target in named.items() if target in gone}
+        found[image.digest] = {key: target for key, target in named.items() if target in gone}
     return found
 
 
@@ -216,16 +219,19 @@ def _deployments(repo: ReadRepo) -> dict[Digest, list[str]]:
 
 
 def _make_images(
-    repo: WriteRepo, image: PlannedImage, lost: set[str], deployments: Sequence[str], machine: Machine
+    repo: WriteRepo, image: PlannedImage, lost: dict[str, ObjectId], deployments: Sequence[str], machine: Machine
 ) -> list[NotMended]:
-    """Have cfsctl make the EROFS images of an image again that are gone."""
+    """Have cfsctl make the EROFS images of an image again that are gone, or have wrong bytes."""
     there = set(_named_images(repo, image).values())
     wanted = [["--bootable", "--expected-digest", name] for name in deployments if name not in there]
-    if not wanted and any(key.startswith(BOOT_KEY) for key in lost):
-        wanted.append(["--bootable"])
+    bootable = ["--bootable"] if any(key.startswith(BOOT_KEY) for key in lost) else []
+    if bootable and not wanted:
+        wanted.append(bootable)
     elif lost:
         wanted.append([])
     try:
+        if repo.distrusted.intersection(lost.values()):
+            remake_images(repo, image, machine, *bootable)
         for options in wanted:
             make_image(repo, image, machine, *options)
     except CfsTagsError as error:

@@ -84,11 +84,11 @@ class Revival(NamedTuple):
 
 
 class Revived(NamedTuple):
-    """What was done: the plan, what was exported, and whether bootc has deployed it."""
+    """What was done: the plan, what was exported, and whether bootc has deployed it; of what was only planned, the plan."""
 
     plan: Revival
-    exported: Exported
-    deployed: bool
+    exported: Exported | None = None
+    deployed: bool = False
 
 
 def plan_revival(

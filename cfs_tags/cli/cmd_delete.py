@@ -47,7 +47,8 @@ def command(
     one they do not go there.  Tags of bootc's are refused unless --owner bootc says that they are meant.  A name that begins
     with - stands behind --.
 
-    A pattern stands for all tags that it fits and that may be deleted; where a tag has just that name, for this tag alone.  On
+    A digest, or six or more of its digits, stands for the tag that names that image, where one alone does.  A pattern stands
+    for all tags that it fits and that may be deleted; where a tag has just that name, for this tag alone.  On
     a terminal the tags are listed first, and a question is asked.
 
     \b
@@ -64,6 +65,7 @@ def command(
     from cfs_tags.policy import files
     from cfs_tags.tags import edit, rows
     from cfs_tags.tags.instructions import Instruction
+    from cfs_tags.tags.names import tag_of
     from cfs_tags.tags.rows import find
 
     wanted = _expanded(ctx, names, named, missing_ok, how.dry_run or yes)
@@ -74,10 +76,11 @@ def command(
         nonlocal until
         seconds = files.kept_by_delete(repo) if kept is None else kept
         until = expires = rows.expiry_here(repo, seconds) if seconds else None
-        absent = {name for name in wanted if missing_ok and find(repo, name) is None}
-        instructions = [Instruction("delete", name, expires=expires) for name in wanted if name not in absent]
+        meant = dict.fromkeys(tag_of(repo, name) for name in wanted)
+        absent = [name for name in meant if missing_ok and find(repo, name) is None]
+        instructions = [Instruction("delete", name, expires=expires) for name in meant if name not in absent]
         made = edit.plan(repo, instructions, owners=named)
-        gone = [edit.TagResult(name, "absent", None, None, "") for name in wanted if name in absent]
+        gone = [edit.TagResult(name, "absent", None, None, "") for name in absent]
         return made._replace(results=(*made.results, *gone))
 
     command = edit.asked("delete", wanted, missing_ok, None if kept is None else kept > 0)
@@ -86,7 +89,7 @@ def command(
         from cfs_tags.cli.hints import typed
 
         kept_there = "would be kept" if how.dry_run else "kept"
-        brings = f"{typed('restore', wanted[0])} brings it back"
+        brings = f"{typed('restore', made.results[0].name)} brings it back"
         output.lines([f"{kept_there} in the trash, with what it leads to ({output.ends(until)}): {brings}"])
 
 

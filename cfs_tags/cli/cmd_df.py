@@ -49,12 +49,13 @@ def command(
       cfs-tag df --json
     """
     from cfs_tags.df import measure
+    from cfs_tags.tags.names import tag_of
 
     session = ctx.obj
     with session.open(places) as repo, repo.locked("shared", lock_timeout):
         sysroots.has_sysroot(ctx, repo, **places._asdict())
         changes, unresolved = repo.deployments.planned_changes()
-        usage = measure(repo, [repo.deployments.meant(name) for name in without or ()], changes)
+        usage = measure(repo, [tag_of(repo, repo.deployments.meant(name)) for name in without or ()], changes)
         usage = usage._replace(problems=(*unresolved, *usage.problems))
     if as_json:
         output.document("df", _facts(usage))

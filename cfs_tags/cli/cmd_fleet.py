@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -73,7 +73,7 @@ def command(
         return
     shown = [row for row in fleet.rows if row.problems or not problems]
     if as_json:
-        output.document("fleet", _facts(fleet, shown))
+        _list(fleet, shown)
         return
     _show(fleet, shown)
 
@@ -170,26 +170,25 @@ def _report(fleet: Fleet, file: str, as_json: bool) -> None:
     write_page("fleet", page(fleet), file, as_json)
 
 
-def _facts(fleet: Fleet, rows: list[Row]) -> dict[str, Any]:
+def _list(fleet: Fleet, rows: list[Row]) -> None:
     from cfs_tags.fleet import hosts
 
-    return {
+    before = {
         "place": str(fleet.place),
         "time": output.instant(fleet.time),
         "wanted": list(fleet.wanted),
         "fetched": fleet.fetched,
-        "hosts": [
-            {
-                "name": row.name,
-                "state": row.state or None,
-                "seen": output.instant(row.time),
-                "artifact": row.digest,
-                "problems": list(row.problems),
-                "document": hosts.to_json(row.host) if row.host is not None else None,
-            }
-            for row in rows
-        ],
-        "versions": [
-            {"version": version or None, "manifest": digest, "hosts": count} for version, digest, count in fleet.counted()
-        ],
     }
+    shown = (
+        {
+            "name": row.name,
+            "state": row.state or None,
+            "seen": output.instant(row.time),
+            "artifact": row.digest,
+            "problems": list(row.problems),
+            "document": hosts.to_json(row.host) if row.host is not None else None,
+        }
+        for row in rows
+    )
+    versions = [{"version": version or None, "manifest": digest, "hosts": count} for version, digest, count in fleet.counted()]
+    output.document_around("fleet", before, "hosts", shown, {"versions": versions})

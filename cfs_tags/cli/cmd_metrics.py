@@ -32,8 +32,8 @@ def command(
     """Print figures for Prometheus: refs, space, deployments, the last collection and check.
 
     With --output for the textfile collector of node_exporter, which reads files whose names end in .prom.  Every object is
-    looked at for figures about space, under the shared lock.  Needs the package prometheus-client:
-    pip install 'cfs-tags[metrics]'.
+    looked at for figures about space, under the shared lock.  Needs the Python package
+    prometheus-client.
 
     \b
     Examples:

@@ -91,25 +91,23 @@ def command(
             progress=tell,
         )
     named = () if name is None else ("--name", name)
-    _show(made, as_json, () if restore else ("publish", str(place), *named, "--restore"))
+    _show(made, dry_run, as_json, () if restore else ("publish", str(place), *named, "--restore"))
 
 
-def _show(made: Plan | Published, as_json: bool, restoring: Sequence[str]) -> None:
+def _show(made: Published, dry_run: bool, as_json: bool, restoring: Sequence[str]) -> None:
     from cfs_tags.fleet import hosts
-    from cfs_tags.fleet.publish import Plan
 
-    is_plan = isinstance(made, Plan)
-    plan = made if isinstance(made, Plan) else made.plan
-    rows = [*_planned(plan)] if isinstance(made, Plan) else [_facts(row) for row in made.rows]
+    plan = made.plan
+    rows = _planned(plan) if dry_run else [_facts(row) for row in made.rows]
     if as_json:
         document = hosts.to_json(plan.host)
         facts = {
-            "dry_run": is_plan,
+            "dry_run": dry_run,
             "place": str(plan.place),
             "host": plan.host.name,
             "unchanged": plan.is_unchanged,
             "tags": rows,
-            "artifact": None if isinstance(made, Plan) else made.artifact,
+            "artifact": made.artifact,
             "document": None if plan.is_unchanged else document,
         }
         output.document("publish", facts, made.warnings)
@@ -119,9 +117,9 @@ def _show(made: Plan | Published, as_json: bool, restoring: Sequence[str]) -> No
             ("RESULT", "TAG", "MANIFEST", "REPOSITORY"),
             [(row["done"], row["tag"], row["digest"] or row["manifest"], row["repository"]) for row in rows],
         )
-        said = "unchanged" if plan.is_unchanged else "would be published" if is_plan else "published"
+        said = "unchanged" if plan.is_unchanged else "would be published" if dry_run else "published"
         output.lines([f"{printable(plan.host.name)} at {plan.place}: {said}"])
-    if not isinstance(made, Plan) and made.lost:
+    if made.lost:
         if restoring and not as_json:
             images = output.count(len({row.manifest or row.digest for row in made.rows if row.done == "lost"}), "image")
             output.lines([f"the registry has lost {images}: {printable(typed(*restoring))} uploads what it lacks"])

@@ -25,7 +25,8 @@ def command(
 ) -> None:
     """Give a tag another name.
 
-    It stays where it is, shared or private, and keeps what it names: at no instant is the image without a tag.
+    It stays where it is, shared or private, and keeps what it names: at no instant is the image without a tag.  OLD may be a
+    digest, or six or more of its digits, where one tag alone names that image.
 
     \b
     Examples:
@@ -36,10 +37,11 @@ def command(
 
     from cfs_tags.cli.changes import change
     from cfs_tags.tags import edit
+    from cfs_tags.tags.names import tag_of
 
     change(
         ctx,
-        lambda repo: edit.plan_rename(repo, old, new, owners=named, force=force),
+        lambda repo: edit.plan_rename(repo, tag_of(repo, old), new, owners=named, force=force),
         edit.asked("rename", old, new, force),
         how,
     )

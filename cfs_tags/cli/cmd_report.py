@@ -25,7 +25,7 @@ def command(
 
     One HTML file with charts, which a browser shows without a network: space by owner, tag and deployment; who shares with
     whom; deployments over time, as the log has them.  A file of that name is replaced at once, or stays as it was.  Needs
-    the package plotly: pip install 'cfs-tags[report]'.
+    the Python package plotly.
 
     \b
     Examples:

@@ -62,7 +62,6 @@ def command(
       cfs-tag revive 6c19d984 --from docker://quay.io/org/os
       cfs-tag --sysroot /mnt/sysroot revive 6c19d984 --export-only --to /mnt/layout
     """
-    from cfs_tags.apps.reviving import Revived
     from cfs_tags.cli.changes import told
     from cfs_tags.cli.progress import Progress, stoppable
     from cfs_tags.cli.session import bootc, machine
@@ -75,6 +74,8 @@ def command(
         session.open(places) if only_print else session.open(places, write=True, dry_run=dry) as repo,
         Progress("Exporting", not (how.as_json or dry), of_bytes=True) as progress,
     ):
+        if deploys:  # a name that stands for nothing is told before a program that is not there
+            repo.pins.target(target, pinned=True)
         done = repo.deployments.revive(
             target,
             to=to,
@@ -87,13 +88,12 @@ def command(
             **{**told(how), "dry_run": dry},
             progress=progress,
         )
-    plan = done.plan if isinstance(done, Revived) else done
     if how.as_json:
-        output.document("revive", _facts(plan, done if isinstance(done, Revived) else None))
-    elif isinstance(done, Revived):
+        output.document("revive", _facts(done, dry))
+    elif not dry:
         _show(done)
     else:
-        _print(plan, [target, *(f"--from={source}" for source in sources or ())], session.options)
+        _print(done.plan, [target, *(f"--from={source}" for source in sources or ())], session.options)
 
 
 def _export(plan: Revival, words: list[str], options: tuple[str, ...]) -> str:
@@ -139,9 +139,10 @@ def _show(done: Revived) -> None:
     output.lines([printable(_afterwards(plan))])
 
 
-def _facts(plan: Revival, done: Revived | None) -> dict[str, Any]:
+def _facts(done: Revived, dry_run: bool) -> dict[str, Any]:
+    plan, exported = done.plan, done.exported
     return {
-        "dry_run": done is None,
+        "dry_run": dry_run,
         "deployment": plan.deployment,
         "manifest": plan.manifest,
         "version": plan.version,
@@ -150,9 +151,9 @@ def _facts(plan: Revival, done: Revived | None) -> dict[str, Any]:
         "missing": plan.missing,
         "layout": plan.layout,
         "name": plan.name,
-        "exported": done.exported.digest if done is not None else None,
-        "config_digest": done.exported.plan.image.manifest.config.digest if done is not None else None,
-        "deployed": done.deployed if done is not None else False,
+        "exported": exported.digest if exported is not None else None,
+        "config_digest": exported.plan.image.manifest.config.digest if exported is not None else None,
+        "deployed": done.deployed,
         "etc": _etc(plan),
         "commands": [list(plan.switch), *([list(plan.switch_back)] if plan.switch_back is not None else [])],
     }

@@ -27,7 +27,7 @@ def command(
     """Answer other programs by varlink: the interface org.cfstags.
 
     List, Resolve, Update, Deployments, Lookup, Pin, Why, and Gc with progress; errors have the names of the codes.  Needs the
-    package asyncvarlink: pip install 'cfs-tags[varlink]'.
+    Python package asyncvarlink.
 
     \b
     Examples:

@@ -81,16 +81,28 @@ def sort_keys(ctx: Any, args: list[str], incomplete: str) -> list[str]:
 
 
 def near(session: Session, name: str) -> tuple[str, ...]:
-    """Up to three tags with names like one that does not exist; for the hint of an error."""
+    """Up to three tags with names like one that does not exist, or what it named until it was deleted, as an entry of its log;
+    for the hint of an error."""
     from difflib import get_close_matches
 
     if not name:
         return ()
+    if before := _before(session, name):
+        return before
     known = [tag for tag in _listed(session) if tag.isprintable()]
     longer = sorted(tag for tag in known if tag.startswith((name, f"@trash/{name}")) or tag.endswith(f"/{name}"))
     if longer or len(known) > _MANY:
         return tuple(longer[:3])
     return tuple(get_close_matches(name, known, 3, 0.8))
+
+
+def _before(session: Session, name: str) -> tuple[str, ...]:
+    from cfs_tags.errors import CfsTagsError
+    from cfs_tags.tags.history import log
+
+    with suppress(CfsTagsError, OSError), session.open() as repo:
+        return tuple(f"{name}@{{{line.number}}}" for line in log(repo, name) if line.new is not None)[:1]
+    return ()
 
 
 def one_of(*values: str) -> Callable[[Any, list[str], str], list[str]]:

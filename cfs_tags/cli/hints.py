@@ -15,8 +15,6 @@ from cfs_tags.cli import owner, view
 from cfs_tags.errors import CfsTagsError
 from cfs_tags.messages import Facts, Text, render
 
-_DIGITS = re.compile(r"[0-9a-f]{6,64}", re.ASCII)
-
 
 def hint(error: CfsTagsError, words: Sequence[str] = ()) -> str | None:
     """What to do about an error: the advice of the command line where there is one, else the library's.
@@ -71,8 +69,10 @@ def _digest(facts: Facts) -> str:
 
 def _ambiguous(facts: Facts) -> str:
     """give more digits, or the whole name; of images in a source: SOURCE:NAME"""
+    from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX
+
     name = facts["name"]
-    if ":" in name and not name.startswith("sha256:"):  # a source of images
+    if ":" in name and not name.startswith(("sha256:", "@", BOOTC_TAG_PREFIX)):  # a source of images
         return f"say which: {name}:{facts['candidates'][0]}"
     return "give more digits, or the whole name"
 
@@ -83,8 +83,8 @@ def _no_tag(facts: Facts) -> str:
     tag, _, digest = name.rpartition("@")
     if tag and digest.startswith("sha256:"):
         return f"a digest alone names an image: @{digest}"
-    if _DIGITS.fullmatch(name):
-        return f"if these are digits of a digest: @sha256:{name}"
+    if facts["near"] and facts["near"][0].startswith(f"{name}@{{"):
+        return f"it is gone: {typed('restore', name)} brings it back, and {facts['near'][0]} is what it named"
     if facts["near"]:
         return f"there is {', '.join(facts['near'])}"
     return "'cfs-tag list' shows the tags, 'cfs-tag trash' deleted ones that are kept"

@@ -68,10 +68,10 @@ COMMANDS = {
     "fsck": _CommandLine("Space", "Check refs, links, streams, images and digests; repair what loses nothing."),
     "import": _CommandLine("App images", "Bring an app image into the repository, and give it a tag."),
     "export": _CommandLine("App images", "Take an image out of the repository."),
-    "varlink": _CommandLine("App images", "Answer other programs by varlink: the interface org.cfstags."),
     "serve": _CommandLine("App images", "Serve tags as a read-only OCI registry."),
     "publish": _CommandLine("Fleet", "Tag what this host uses in its registry, and say there what runs here."),
     "fleet": _CommandLine("Fleet", "Show which host runs what, as hosts have published it."),
+    "varlink": _CommandLine("Other programs", "Answer other programs by varlink: the interface org.cfstags."),
 }
 """All commands, in the order of the help."""
 
@@ -401,7 +401,8 @@ def _as_error(error: BaseException, words: list[str]) -> CfsTagsError:
         # the parser does not always say of which command: the first word that is one
         command = next((f"{_PROGRAM} {word}" for word in words if word in COMMANDS), _PROGRAM)
         path = context.command_path if context is not None else command
-        return UsageError("command-line", command=path, text=_misplaced(error, path) or usage())
+        text = usage().replace("is not a valid int range", "is no whole number")
+        return UsageError("command-line", command=path, text=_misplaced(error, path) or text)
     if os.environ.get("CFS_TAG_DEBUG") == "1":
         import traceback
 

@@ -274,17 +274,32 @@ def _say(message: str, hint: str | None, meaning: str = "") -> None:
 
 def document(command: str, result: Any, warnings: Iterable[CfsTagsError] = ()) -> None:
     """Print the one document of a command."""
-    _document(command, to_json(result), warnings)
+    _document(command, [to_json(result)], warnings)
+
+
+def document_around(command: str, before: Mapping[str, Any], name: str, rows: Iterable[Any], after: Mapping[str, Any]) -> None:
+    """Print the one document of a command with a long list in it, of which no two rows are made at once."""
+
+    def pieces() -> Iterator[str]:
+        yield f"{to_json(before)[:-1]},{to_json(name)}:["
+        for number, row in enumerate(rows):
+            yield f"{',' if number else ''}{to_json(row)}"
+        yield f"],{to_json(after)[1:]}"
+
+    _document(command, pieces(), ())
 
 
 def document_of_rows(command: str, rows: Sequence[str], warnings: Iterable[CfsTagsError] = ()) -> None:
     """Print the one document of a command whose result is a list, each row JSON already."""
-    _document(command, f"[{','.join(rows)}]", warnings)
+    _document(command, [f"[{','.join(rows)}]"], warnings)
 
 
-def _document(command: str, result: str, warnings: Iterable[CfsTagsError]) -> None:
+def _document(command: str, result: Iterable[str], warnings: Iterable[CfsTagsError]) -> None:
     shown = to_json([_error_facts(warning) for warning in (*warnings, *_take_watched())])
-    emit(f'{{"schema":{_SCHEMA},"command":{to_json(command)},"result":{result},"warnings":{shown}}}\n')
+    emit(f'{{"schema":{_SCHEMA},"command":{to_json(command)},"result":')
+    for piece in result:
+        emit(piece)
+    emit(f',"warnings":{shown}}}\n')
 
 
 def to_json(value: Any) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _MAX_DOCUMENT = 256 << 10
 """Bytes of the longest document."""
+_MAX_ARTIFACT = 2 * _MAX_DOCUMENT
+_DOCUMENT = "host document"
 _MAX_TEXT = 512
 _MAX_USES = 500
 _MAX_LAYERS = 8000
@@ -229,14 +231,12 @@ def parse_artifact(data: bytes) -> Host:
         FormatError: it is none, or what is in it is not what it should be.
     """
     structure = "host artifact"
-    manifest = json_fields.load(data, structure, oci.MAX_MANIFEST)
+    manifest = json_fields.load(data, structure, _MAX_ARTIFACT)
     try:
         config = json_fields.struct(manifest.get("config"), ("mediaType", "digest", "size", "data"))
         if json_fields.text(config, "mediaType") != oci.MEDIA_TYPE_HOST:
             raise json_fields.Wrong(oci.MEDIA_TYPE_HOST, json_fields.shown(config.get("mediaType")), "config/mediaType")
         text = json_fields.text(config, "data")
-        if len(text) > 2 * _MAX_DOCUMENT:
-            raise json_fields.Wrong(f"at most {_MAX_DOCUMENT} bytes", f"{len(text)} characters", "config/data")
         try:
             document = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
@@ -254,8 +254,11 @@ def parse_document(data: bytes) -> Host:
     Raises:
         FormatError: too long, too deep, too many entries, or not the shape.
     """
-    structure = "host document"
-    document = json_fields.load(data, structure, _MAX_DOCUMENT, unique=True)
+    return of_json(json_fields.load(data, _DOCUMENT, _MAX_DOCUMENT, unique=True))
+
+
+def of_json(document: dict[str, Any]) -> Host:
+    """Read a document from values of JSON.  Raises as :func:`parse_document`."""
     try:
         schema = json_fields.number(document, "schema", _LIMIT)
         if schema != _SCHEMA:
@@ -280,7 +283,7 @@ def parse_document(data: bytes) -> Host:
             tuple(_booted(item, number) for number, item in enumerate(_items(document, "history", _MAX_HISTORY))),
         )
     except json_fields.Wrong as wrong:
-        raise wrong.as_error(structure) from None
+        raise wrong.as_error(_DOCUMENT) from None
 
 
 def encoded(host: Host) -> bytes:

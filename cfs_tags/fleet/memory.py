@@ -1,4 +1,4 @@
-"""What this machine remembers between two runs: small JSON files, each written whole or not at all.
+"""What this machine remembers between two runs: files of JSON, each written whole or not at all.
 
 Losing one costs requests and nothing else; one that cannot be read counts as lost.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from cfs_tags.errors import FormatError, SystemFailure
@@ -17,7 +19,7 @@ from cfs_tags.repo.lock import Lock
 from cfs_tags.values import Digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _LOCK = "lock"
 
@@ -28,7 +30,7 @@ class Memory:
     Args:
         directory: where; made if it is absent, for this user alone.
         name: what the file is about; any text.
-        limit: bytes of the longest that is read.
+        limit: bytes of the longest value that is read.
     """
 
     def __init__(self, directory: str, name: str, limit: int) -> None:
@@ -53,7 +55,25 @@ class Memory:
         Raises:
             SystemFailure: the system refused.
         """
-        data = json.dumps({"about": self._name, **value}, separators=(",", ":")).encode()
+        self._replace(_line({"about": self._name, **value}))
+
+    def load_each(self) -> Iterator[Any]:
+        """What :meth:`save_each` saved, one value at a time; it ends where it cannot be read any further."""
+        import gzip
+
+        path = os.path.join(self._directory, self._file)
+        with suppress(OSError, EOFError, ValueError, RecursionError, zlib.error), gzip.open(path) as file:
+            if json.loads(file.readline(self._limit)) == self._name:
+                while line := file.readline(self._limit):
+                    yield json.loads(line)
+
+    def save_each(self, values: Iterable[Any]) -> None:
+        """Save any number of values, of which no two are in memory at once.  Raises as :meth:`save`."""
+        compressor = zlib.compressobj(level=1, wbits=31)
+        packed = [compressor.compress(_line(value) + b"\n") for value in chain((self._name,), values)]
+        self._replace(b"".join([*packed, compressor.flush()]))
+
+    def _replace(self, data: bytes) -> None:
         fd = self._opened()
         try:
             fsops.replace_file(fd, self._file, data, f".{self._file}.{os.getpid()}.new")
@@ -102,3 +122,7 @@ class Memory:
             return fd
         except OSError as error:
             raise SystemFailure.of(error, "make the directory", made) from error
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

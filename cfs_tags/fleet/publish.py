@@ -9,6 +9,7 @@ is done again in full.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ _MOST_HISTORY = 20
 _SPARE = "moving"
 _TOO_OFTEN = 5000
 _TRIES = 3
-"""How often the artifact is put where the registry collects its blob before its manifest is there."""
+"""How often something is uploaded where the registry collects blobs before the manifest that names them is there."""
 
 
 class Row(NamedTuple):
@@ -82,7 +83,7 @@ class Plan(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What was done: a row for each tag, the artifact, and what is odd."""
+    """What was done: a row for each tag, the artifact, and what is odd; of what was only planned, no rows and no artifact."""
 
     plan: Plan
     rows: tuple[Row, ...]
@@ -250,6 +251,7 @@ class _Publishing:
         self._now = dict(plan.now)
         self._rows: dict[Key, Row] = {}
         self._made: dict[Digest, bytes] = {}
+        self._tried: Counter[Key] = Counter()
         self._spare = hosts.deployed_tag(plan.host.name, _SPARE)
         self._deletes = known.deletes is not False
         self._warnings = list(plan.warnings)
@@ -305,6 +307,8 @@ class _Publishing:
             try:
                 manifest = self._made.get(digest) or self._manifest(digest, key)
                 self._put(key, manifest)
+                if digest in self._made:
+                    self._check(key, digest, manifest)
             except (Missing, RefusedError) as error:
                 if isinstance(error, RefusedError) and (use is None or key.repository == fallback):
                     raise
@@ -336,8 +340,7 @@ class _Publishing:
         wanted[key] = use
         data = self._raw(use.manifest)
         if found != use.manifest and data is not None:
-            parsed = oci.parse_manifest(data)
-            for digest in dict.fromkeys((parsed.config.digest, *(layer.digest for layer in parsed.layers))):
+            for digest in _blobs(data):
                 try:
                     if not self._client.mount(digest, source, key.repository):
                         return
@@ -346,17 +349,16 @@ class _Publishing:
 
     def _lose(self, key: Key, use: Use, wanted: dict[Key, Use]) -> None:
         """The registry does not have it: take what was restored before, restore it, or say that it is lost."""
-        data = None
-        if use.kept_as is None and use.manifest not in self._made:
-            data = self._restored_before(key, use)
-            if data is None and self._restore is not None:
-                try:
-                    data = self._restore(use.manifest)
-                except (NotFoundError, DamagedError) as error:
-                    self._warnings.append(error)
-        elif use.kept_as is not None:  # that has gone, too
+        if use.kept_as is not None and use.kept_as not in self._made:  # what was restored once has gone, too
             wanted[key] = use._replace(kept_as=None)
             return
+        self._tried[key] += 1
+        data = self._restored_before(key, use) if self._tried[key] == 1 else None
+        if data is None and self._restore is not None and self._tried[key] <= _TRIES:
+            try:
+                data = self._restore(use.manifest)
+            except (NotFoundError, DamagedError) as error:
+                self._warnings.append(error)
         if data is None:
             self._rows[key] = Row(key, None, use.slot, "lost", use.manifest)
             return
@@ -381,6 +383,21 @@ class _Publishing:
                     if is_same and parsed.annotations.get(ORIGINAL_DIGEST) == use.manifest:
                         return found.data
         return None
+
+    def _check(self, key: Key, digest: Digest, manifest: bytes) -> None:
+        """Look whether a manifest that was restored and all that it names are there.
+
+        Raises:
+            Missing: the registry has collected some of it meanwhile; the tag is taken away.
+        """
+        try:
+            self._client.need(digest, key.repository)
+            for blob in _blobs(manifest):
+                self._client.need_blob(blob, key.repository)
+        except Missing:
+            self._delete(key)
+            self._now.pop(key, None)
+            raise
 
     def _manifest(self, digest: Digest, key: Key) -> bytes:
         return self._raw(digest) or self._client.need(digest, key.repository).data
@@ -442,6 +459,11 @@ class _Publishing:
 
 def _media_type(manifest: bytes) -> str:
     return oci.parse_manifest_or_index(manifest).media_type or oci.MEDIA_TYPE_MANIFEST
+
+
+def _blobs(manifest: bytes) -> Iterable[Digest]:
+    parsed = oci.parse_manifest(manifest)
+    return dict.fromkeys((parsed.config.digest, *(layer.digest for layer in parsed.layers)))
 
 
 def _history(known: tuple[Booted, ...], host: Host) -> tuple[Booted, ...]:

@@ -6,14 +6,15 @@ host that says something odd is a row with its problems, never a failed listing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, DamagedError, FormatError
 from cfs_tags.fleet import hosts
+from cfs_tags.fleet.shared import Shared
 from cfs_tags.formats import oci
 from cfs_tags.tags.rows import moment
 from cfs_tags.values import Digest, instant_of
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
     from cfs_tags.remote.client import Client
     from cfs_tags.remote.names import Place
 
-MAX_CACHE = 512 << 20
+MAX_CACHED = 1 << 20
+"""Bytes of a host in the cache: four times those of its document."""
 _AT_ONCE = 8
 _AHEAD = 3600.0
 """Seconds that a host may say to have been seen in the future."""
 _CLOCK = 300
 """Seconds that a clock may be wrong before that is said."""
+
+
+_Known = tuple[Digest, "Host | None"]
 
 
 class Row(NamedTuple):
@@ -112,14 +117,17 @@ def read(
             names.append(name)
         elif seen is not None:
             claims[seen.host].append(seen)
-    known = _cached(cache.load() if cache is not None else {})
-    current = {name: known[name] for name in names if name in known and _is_current(known[name], claims[name])}
+    shared = Shared()
+    saved, current = _cached(cache, claims, shared)
+    current = {name: current[name] for name in names if name in current}
     asked = [name for name in names if name not in current]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = dict(zip(asked, pool.map(lambda name: _fetch(client, name), asked), strict=True))
+        found = dict(zip(asked, pool.map(lambda name: _fetch(client, name, shared), asked), strict=True))
     read_now = {name: answer for name, answer in found.items() if answer is not None}
-    if cache is not None and (read_now or known.keys() != current.keys()):
-        cache.save(_to_cache({**current, **{name: one for name, one in read_now.items() if one[1] is not None}}))
+    if cache is not None and (read_now or saved != len(current)):
+        cache.save_each(
+            [name, digest, hosts.to_json(host)] for name, (digest, host) in {**current, **read_now}.items() if host is not None
+        )
     now = time.time() + (client.transport.offset or 0.0)
     digests = _wanted(client, wanted) if wanted is not None else ()
     rows = [
@@ -130,7 +138,7 @@ def read(
     return Fleet(place, moment(now), tuple(rows), digests, len(asked))
 
 
-def _fetch(client: Client, name: str) -> tuple[Digest, Host | None] | None:
+def _fetch(client: Client, name: str, shared: Shared) -> _Known | None:
     """The artifact of a host; None where it has gone meanwhile."""
     try:
         found = client.get(hosts.host_tag(name))
@@ -139,7 +147,7 @@ def _fetch(client: Client, name: str) -> tuple[Digest, Host | None] | None:
     if found is None:
         return None
     try:
-        return found.digest, hosts.parse_artifact(found.data)
+        return found.digest, shared.take(hosts.parse_artifact(found.data))
     except FormatError:
         return found.digest, None
 
@@ -214,29 +222,15 @@ def _state(host: Host | None, wanted: Collection[Digest]) -> str:
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 
-def _is_current(known: tuple[Digest, Host], claims: Sequence[Seen]) -> bool:
-    """Whether what is cached is what the only ``seen-`` tag of the host is about."""
-    return len(claims) == 1 and claims[0].digits == known[0].hex[:12]
-
-
-def _cached(saved: Mapping[str, Any]) -> dict[str, tuple[Digest, Host]]:
-    """What was saved; lists of layers that many hosts share are saved once."""
-    found = {}
-    try:
-        layers = [list(map(str, some)) for some in saved.get("layers", ())]
-        for name, (digest, document, number) in saved.get("hosts", {}).items():
-            data = json.dumps({**document, "layers": layers[number]}).encode()
-            found[name] = (Digest.parse(digest), hosts.parse_document(data))
-    except (CfsTagsError, TypeError, ValueError, IndexError):
-        return {}
-    return found
-
-
-def _to_cache(known: Mapping[str, tuple[Digest, Host | None]]) -> dict[str, Any]:
-    layers: dict[tuple[str, ...], int] = {}
-    saved = {}
-    for name, (digest, host) in known.items():
-        if host is not None:
-            number = layers.setdefault(host.layers, len(layers))
-            saved[name] = [str(digest), hosts.to_json(host._replace(layers=())), number]
-    return {"hosts": saved, "layers": [list(some) for some in layers]}
+def _cached(cache: Memory | None, claims: Mapping[str, Sequence[Seen]], shared: Shared) -> tuple[int, dict[str, _Known]]:
+    """How many hosts were saved, and those that are what their only ``seen-`` tag is about."""
+    saved = 0
+    found: dict[str, _Known] = {}
+    with suppress(CfsTagsError, TypeError, ValueError):
+        for saved, (name, digest, document) in enumerate(cache.load_each() if cache is not None else (), 1):  # noqa: B007
+            claimed = claims.get(name, ())
+            if len(claimed) == 1 and claimed[0].digits == Digest.parse(digest).hex[:12]:
+                host = shared.take(hosts.of_json(document))
+                if host is not None:
+                    found[name] = (Digest.parse(digest), host)
+    return saved, found

@@ -14,10 +14,18 @@ from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, DamagedError, NotFoundError, TargetNotFound, UnsupportedError
 from cfs_tags.registry.images import Manifest, NotServed, manifest
-from cfs_tags.registry.stamps import SETTLED, stamp
 from cfs_tags.repo import images, layout
+from cfs_tags.repo.directory import is_settled
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ContentId, Digest, ObjectId
+
+
+def stamp(repo: ReadRepo, path: str) -> int | None:
+    """When a directory of the repository was changed last, in nanoseconds since 1970; None where there is none."""
+    try:
+        return repo.status(path).st_mtime_ns
+    except OSError:
+        return None
 
 
 class Paused(Exception):
@@ -115,8 +123,7 @@ class Manifests:
         if stamps != self._objects:
             self._holes.clear()
             self._missing.clear()
-            is_settled = all(one is None or taken - one >= SETTLED for one in stamps)
-            self._objects = stamps if is_settled else ()
+            self._objects = stamps if all(one is None or is_settled(one, taken) for one in stamps) else ()
         if made.original not in self._holes:
             found = images.missing_content(self._repo, made.original, self._missing)
             gone = next((one for one in found if not one.key.startswith(images.EROFS_KEY)), None)

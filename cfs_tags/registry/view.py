@@ -20,10 +20,10 @@ from cfs_tags.apps.manifests import plain_index
 from cfs_tags.errors import CfsTagsError, DamagedError, MissingObject
 from cfs_tags.formats import oci
 from cfs_tags.registry.images import INDEX_TYPES, Manifest, one_of
-from cfs_tags.registry.manifests import Facts, Manifests
+from cfs_tags.registry.manifests import Facts, Manifests, stamp
 from cfs_tags.registry.names import Place, place_of
-from cfs_tags.registry.stamps import SETTLED, stamp
 from cfs_tags.repo import layout
+from cfs_tags.repo.directory import is_settled
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.tags.rows import Tag, list_tags, moment, referrers
 from cfs_tags.values import ContentId, Digest
@@ -83,7 +83,7 @@ class View:
         if self._ends is not None and self._ends <= moment():
             return False
         for path, known in self._stamps.items():
-            if stamp(self._repo, path) != known or (known is not None and self._taken - known < SETTLED):
+            if stamp(self._repo, path) != known or (known is not None and not is_settled(known, self._taken)):
                 return False
         return True
 

@@ -106,10 +106,7 @@ class Client:
         """
         found = self.get(digest, repository)
         if found is None:
-            request = f"GET {self._manifest(digest, repository)}"
-            raise Missing(
-                "registry-failed", registry=self._place.registry, request=request, answer=404, reason="it is not there"
-            )
+            raise self._missing(f"GET {self._manifest(digest, repository)}")
         return found
 
     def put(self, reference: str, data: bytes, media_type: str, repository: str | None = None) -> None:
@@ -177,6 +174,16 @@ class Client:
         """Whether a blob is there.  Raises as :meth:`head`."""
         return self._ask("HEAD", self._blob(digest, repository), ok=(200, 404)).status == 200
 
+    def need_blob(self, digest: Digest, repository: str | None = None) -> None:
+        """Look whether a blob is there.
+
+        Raises:
+            Missing: it is not.
+            CfsTagsError: as :meth:`head`.
+        """
+        if not self.has_blob(digest, repository):
+            raise self._missing(f"HEAD {self._blob(digest, repository)}")
+
     def blob(self, digest: Digest, limit: int, repository: str | None = None) -> bytes | None:
         """A small blob; None where it is not there.
 
@@ -233,6 +240,9 @@ class Client:
         self._ask("PUT", f"{where}{joint}{urlencode({'digest': whole})}", ok=(201,), body=last, headers=headers)
 
     # -- paths and digests ---------------------------------------------------------------------------------------------
+
+    def _missing(self, request: str) -> Missing:
+        return Missing("registry-failed", registry=self._place.registry, request=request, answer=404, reason="it is not there")
 
     def _manifest(self, reference: str, repository: str | None) -> str:
         return f"/v2/{repository or self._place.repository}/manifests/{quote(reference, safe=':')}"

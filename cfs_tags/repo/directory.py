@@ -226,12 +226,12 @@ class Directory:
             raise SystemFailure.of(error, "look at", self._shown(path)) from error
 
 
-def is_settled(stamp: int) -> bool:
-    """Whether the next change of a directory gives it another time stamp than this (nanoseconds since 1970).
+def is_settled(stamp: int, at: int | None = None) -> bool:
+    """Whether a change of a directory gives it another time stamp than this, now or ``at`` (nanoseconds since 1970).
 
     File systems count in ticks of the kernel, up to 10 ms; some in seconds.
     """
-    return time.time_ns() - stamp > (_TICK if stamp % _SECOND else _SECOND + _TICK)
+    return (time.time_ns() if at is None else at) - stamp > (_TICK if stamp % _SECOND else _SECOND + _TICK)
 
 
 def all_names(fd: int) -> list[str]:

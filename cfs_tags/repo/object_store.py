@@ -164,7 +164,12 @@ class ObjectStore:
                 found="a directory",
                 path=os.path.join(self._repo.path, path),
             )
-        put_in_place(self._repo, path, lambda spare: fsops.adopt_object(fd, self._fd, spare))
+
+        def make(spare: str) -> None:
+            fsops.adopt_object(fd, self._fd, spare)
+            fsops.sync(self._fd, spare)  # before what it replaces goes: that may be damaged, and still be of use
+
+        put_in_place(self._repo, path, make)
 
     def failure(self, error: OSError, object_id: str) -> SystemFailure:
         """The error for a refusal of the system to store an object."""

@@ -257,7 +257,7 @@ class _Planner:
             self._changes.append(RefChange(path, link, None, action))
 
     def existing(self, name: str) -> Tag:
-        tag = find(self._repo, name)
+        tag = self._no_other_ref(name, find(self._repo, name))
         if tag is None:
             raise TagNotFound(name=name)
         if tag.has_ended:
@@ -276,12 +276,14 @@ class _Planner:
             return find(self._repo, name)
         if name.startswith("@trash/"):
             return next((kept for kept in reversed(trash(self._repo)) if kept.name == name), None)
-        # another program may have made a tag of that name since
-        tag = find(self._repo, name)
-        if tag is None and name.startswith("@deployment/"):
-            raise UsageError("invalid-argument", argument="tag", value=name, reason="is a deployment ref, and no tag")
-        if tag is None and name.startswith("@pin/"):
-            raise UsageError("invalid-argument", argument="tag", value=name, reason="is a pin, and no tag")
+        return self._no_other_ref(name, find(self._repo, name))
+
+    @staticmethod
+    def _no_other_ref(name: str, tag: Tag | None) -> Tag | None:
+        # another program may have made a tag of that name
+        for start, what in (("@deployment/", "a deployment ref"), ("@pin/", "a pin")):
+            if tag is None and name.startswith(start):
+                raise UsageError("invalid-argument", argument="tag", value=name, reason=f"is {what}, and no tag")
         return tag
 
     def _compare(self, instruction: Instruction, tag: Tag | None) -> None:

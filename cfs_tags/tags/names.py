@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from cfs_tags.errors import NotFoundError, RefusedError, TagNotFound, TargetNotFound, UsageError
+from cfs_tags.errors import CfsTagsError, NotFoundError, RefusedError, TagNotFound, TargetNotFound, UsageError
 from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX
-from cfs_tags.repo import layout, refs
-from cfs_tags.tags.rows import Health, digest_of, find, trash
+from cfs_tags.repo import images, layout, refs
+from cfs_tags.tags.rows import Health, digest_of, find, list_tags, trash
 from cfs_tags.values import ContentId, Digest, seconds_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _LOGGED = re.compile(r"(.+)@\{([^{}]*)\}", re.DOTALL)
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
 _SHORTEST_PREFIX = 6
+_DIGITS = re.compile(rf"[0-9a-f]{{{_SHORTEST_PREFIX},}}", re.ASCII)
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -33,7 +35,7 @@ def resolve(repo: ReadRepo, text: str, *, ended: bool = False) -> Digest:
         repo: where.
         text: a tag; ``@sha256:`` and hexadecimal digits, or at least six of them; ``@deployment/<id or prefix>``;
             ``@pin/<name>``; ``@trash/<name>``; ``NAME@{N}`` or ``NAME@{TIME}`` from the log; or, where no tag is called that,
-            ``sha256:`` and digits.
+            ``sha256:`` and digits, or six or more digits of a digest, of a deployment's id, or of an image's.
         ended: whether a lease whose time is over still resolves; for commands that explain it.
 
     Raises:
@@ -58,7 +60,55 @@ def resolve(repo: ReadRepo, text: str, *, ended: bool = False) -> Digest:
         return logged_digest(repo, *logged)
     if text.startswith("sha256:") and _HEX.fullmatch(text[7:]):
         return _by_prefix(repo, text)
+    found = _beginning(repo, text)
+    if found:
+        return _resolve_special(repo, only(found, text, "manifest"))
     raise TagNotFound(name=text)
+
+
+def tag_of(repo: ReadRepo, text: str) -> str:
+    """The tag that is meant where one is deleted or renamed: it is called so; it alone names the manifest whose digest is
+    ``sha256:`` and digits, with ``@`` before them or without, or digits alone, six or more; or a listing shortens the name of
+    bootc's to this.  Any other text is as it was.
+
+    Raises:
+        UsageError (ambiguous-name): several tags name the manifest, or several things begin so.
+    """
+    digits = text.removeprefix("@").removeprefix("sha256:")
+    if not _DIGITS.fullmatch(digits) or text == f"@{digits}" or find(repo, text) is not None:
+        return in_full(repo, text)
+    found = _beginning(repo, digits) if text == digits else _manifests(repo, digits)
+    if not found:
+        return text
+    meant = only(found, text, "manifest")
+    tags = list_tags(repo, owners=("app", "bootc"))
+    named = [tag.name for tag in tags if f"@{tag.digest}" == meant and not tag.has_ended]
+    return only(named, text, "tag") if named else meant
+
+
+def _beginning(repo: ReadRepo, digits: str) -> list[str]:
+    """Names of what begins with digits: manifests by their digests, deployment refs by their ids; where there is none,
+    manifests by their configs, whose digests other programs call the ids of images."""
+    if not _DIGITS.fullmatch(digits):
+        return []
+    found = _manifests(repo, digits)
+    found += [f"@deployment/{name}" for name in repo.names(layout.DEPLOYMENTS) or () if name.startswith(digits)]
+    start = f"{ContentId.CONFIG}sha256:{digits}"
+    if not found and any(name.startswith(start) for name in repo.names(layout.STREAMS) or ()):
+        found = [name for name in _manifests(repo) if _config_of(repo, Digest.trusted(name[1:])).startswith(start)]
+    return found
+
+
+def _manifests(repo: ReadRepo, digits: str = "") -> list[str]:
+    start = f"{ContentId.MANIFEST}sha256:{digits}"
+    names = [name for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
+    return [f"@{digest}" for name in names if (digest := ContentId(name).manifest_digest) is not None]
+
+
+def _config_of(repo: ReadRepo, digest: Digest) -> str:
+    with suppress(CfsTagsError):
+        return ContentId.config(images.load(repo, digest).manifest.config.digest)
+    return ""
 
 
 def split_logged(text: str) -> tuple[str, int | float] | None:
@@ -119,10 +169,7 @@ def _by_prefix(repo: ReadRepo, text: str) -> Digest:
             value=text,
             reason=f"needs {_SHORTEST_PREFIX} to 64 hexadecimal digits in lower case",
         )
-    start = ContentId.MANIFEST + text
-    names = [name for name in repo.names(layout.STREAMS) or () if name.startswith(start)]
-    found = [found_digest for name in names if (found_digest := ContentId(name).manifest_digest) is not None]
-    return Digest.trusted(only(found, text, "manifest"))
+    return Digest.trusted(only([name[1:] for name in _manifests(repo, digits)], text, "manifest"))
 
 
 def in_full(repo: ReadRepo, text: str) -> str:

@@ -143,6 +143,17 @@ def test_a_wrong_argument_is_an_error_of_that_argument(repo: Repository, place: 
             str(caught.value).encode()
 
 
+def test_of_many_values_the_wrong_one_is_named(repo: Repository) -> None:
+    with pytest.raises(UsageError) as caught:
+        repo.tags.delete(WEB, ["x"])  # type: ignore[arg-type]
+    assert caught.value.facts()["value"] == "['x']"
+
+
+def test_a_dry_run_gives_what_the_run_gives_so_that_programs_need_not_ask_which_it_is() -> None:
+    given = {f"{place}.{name}": str(how.return_annotation) for place, (kind, _) in PARTS.items() for name, how in methods(kind)}
+    assert [name for name, kind in given.items() if "|" in kind.removesuffix("| None")] == []
+
+
 def test_every_part_has_methods_with_arguments() -> None:
     assert {place for place, (kind, _) in PARTS.items() if len(list(methods(kind))) < 2} == set()
     assert len(list(cases())) > 400

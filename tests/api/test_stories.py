@@ -145,7 +145,8 @@ def test_images_come_and_go(repo: WriteRepository, tmp_path: Path) -> None:
     with repo:
         planned = repo.import_image(f"oci:{tmp_path}/layout:app", "app:1", dry_run=True)
         done = repo.import_image(f"oci:{tmp_path}/layout:app", "app:1")
-        assert [name for name, _ in planned.names] == ["app:1"]
+        assert [name for name, _ in planned.plan.names] == [made.name for made in done.tags.results] == ["app:1"]
+        assert (planned.objects, planned.tags.results) == (0, ())
         assert repo.tags.get("app:1") is not None
         out = repo.export_image("app:1", f"oci:{tmp_path}/out:app", compression="gzip")
         assert out.plan.image.digest == repo.image("app:1").digest == done.plan.images[0].digest

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -110,6 +112,26 @@ def call(repo: Path, *calls: tuple[Any, ...], limits: Limits = LIMITS) -> tuple[
 @pytest.fixture
 def blob(image: Image) -> str:
     return f"/v2/app/blobs/{image.diff_ids[0]}"
+
+
+def test_a_tag_is_noticed_where_time_stamps_count_seconds(repo: Path, image: Image) -> None:
+    """The second change of a directory within a second leaves its time stamp as it is there."""
+
+    def put_back(second: int) -> None:
+        for path in [repo / "streams", *(repo / "streams/refs").rglob("*")]:
+            if path.is_dir() and not path.is_symlink():
+                os.utime(path, (second, second))
+
+    with Repository.open(repo, write=True) as opened:
+        catalog = Catalog(opened)
+        time.sleep((1.5 - time.time() % 1) % 1)
+        second = int(time.time())
+        put_back(second)
+        assert {row.tag.name for row in catalog.rows()} == {"app:1"}
+        opened.tags.create("app:2", "app:1")
+        put_back(second)
+
+        assert {row.tag.name for row in catalog.rows()} == {"app:1", "app:2"}
 
 
 def test_answers_have_a_start_a_body_of_its_length_and_an_end(repo: Path, image: Image, blob: str) -> None:

@@ -75,11 +75,47 @@ def test_names_of_bootcs_are_taken_as_listings_shorten_them(run: Run, repo: Path
         assert run("resolve", text, ok=True).out.strip() == digest
         for words in (("show",), ("why",), ("df", "--without"), ("log",), ("create", "--dry-run", "x:1")):
             run(*words, text, ok=True)
+        run("delete", text, "--owner", "bootc", "--dry-run", ok=True)
     for text in (name[: name.index(":") + 6], f"{name[:-1]}x", short.replace("sha256", "sha512"), f"{short}g"):
         assert run("resolve", text, "--json").json["error"]["code"] == "tag-not-found"
     (repo / "streams/refs/oci" / (short.replace("/", "%2F") + "f" * 52)).symlink_to(f"../../oci-manifest-{digest}")
     if short + "f" * 52 != name:
         assert run("resolve", short, "--json").json["error"]["code"] == "ambiguous-name"
+
+
+def test_digits_stand_for_an_image_and_for_the_tag_that_alone_names_it(run: Run, web: str, db: str, facts: Any) -> None:
+    booted = facts["booted"]
+    digits, image = web[7:19], run("show", WEB, "--json").result["config_digest"][7:19]
+    for text in (digits, image):
+        assert run("resolve", text, ok=True).out.strip() == web
+        run("show", text, ok=True)
+        run("create", "--dry-run", "x:1", text, ok=True)
+        run("pin", "--dry-run", text, ok=True)
+        assert run("why", text, "--json").result["live"]
+        assert "would free" in run("df", "--without", text, "--color", "always", ok=True).out
+        assert run("delete", text, "--dry-run", ok=True).out == f"would be deleted: {WEB} (was {web})\n"
+    run("create", "--deployment", booted, ok=True)
+    run("show", booted[:12], ok=True)
+    layer = run("show", WEB, "--json").result["layers"][0]["diff_id"]
+    for text in (layer[:19], layer[7:19]):
+        assert run("why", text, "--json").result["live"]
+    for words in (("delete", booted[:12]), ("rename", booted[:12], "x:1"), ("rename", f"@deployment/{booted[:12]}", "x:1")):
+        assert "is a deployment ref, and no tag" in run(*words).err
+    for text in ("000000", "sha256:000000", "@sha256:000000"):
+        assert {run(*words, text).status for words in (("delete",), ("show",), ("why",), ("pin",))} == {3}
+        assert run("delete", text, "--missing-ok", ok=True).out == f"absent: {text}\n"
+
+    run("create", "other:1", WEB, ok=True)
+    for text in (digits, web, f"@{web[:13]}", image):
+        for words in (("delete", text), ("rename", text, "x:1"), ("delete", text, "--missing-ok")):
+            error = run(*words, "--json").json["error"]
+            assert (error["code"], error["facts"]["candidates"]) == ("ambiguous-name", ["other:1", WEB])
+
+    assert run("rename", db[7:13], "db:new", ok=True).out == f"renamed: {DB} -> db:new\n"
+    assert run("delete", f"@{db}", ok=True).out == f"deleted: db:new (was {db})\n"
+    assert run("delete", f"@{db}").status == 3
+    run("create", digits, f"@{db}", ok=True)
+    assert run("delete", digits, ok=True).out == f"deleted: {digits} (was {db})\n"
 
 
 def test_create_moves_with_force_alone(run: Run, web: str, db: str) -> None:

@@ -359,7 +359,7 @@ def test_the_error_for_a_missing_pin_names_similar_ones(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("1f0c9e", "@sha256:1f0c9e"), (f"app@sha256:{ZEROS}", f"@sha256:{ZEROS}"), ("absent", "'cfs-tag list'")]
+    ("name", "hint"), [("1f0c9e", "'cfs-tag list'"), (f"app@sha256:{ZEROS}", f"@sha256:{ZEROS}"), ("absent", "'cfs-tag list'")]
 )
 def test_a_name_that_is_not_there_gets_a_hint_how_it_may_be_meant(run: Run, name: str, hint: str) -> None:
     assert hint in hinted(run, "show", name)
@@ -371,10 +371,19 @@ def test_the_error_for_a_missing_tag_names_similar_ones(run: Run, name: str) -> 
     assert run("show", name, "--json").json["error"]["facts"]["near"][0] == WEB
 
 
-def test_the_error_for_a_deleted_tag_says_where_it_is_kept(run: Run) -> None:
-    run("delete", WEB, "--keep-for", "1h", ok=True)
+@pytest.mark.parametrize("kept", ["1h", "0"])
+def test_the_error_for_a_deleted_tag_says_how_it_comes_back_and_what_it_named(run: Run, web: str, kept: str) -> None:
+    run("create", "x:1", WEB, ok=True)
+    run("delete", "x:1", "--keep-for", kept, ok=True)
 
-    assert run("show", WEB).err.splitlines()[1] == f"hint: there is @trash/{WEB}"
+    for words in (("show",), ("why",), ("delete",), ("create", "y:1")):
+        said = run(*words, "x:1").err.splitlines()[1]
+        assert "restore x:1' brings it back, and x:1@{1} is what it named" in said
+    assert run("resolve", "x:1@{1}", ok=True).out.strip() == web
+
+
+def test_a_word_for_a_number_is_told_in_plain_words(run: Run) -> None:
+    assert "'many' is no whole number" in run("log", "--limit", "many").err
 
 
 def test_a_digest_that_is_none_is_refused_with_its_line(run: Run) -> None:

@@ -136,3 +136,7 @@ def test_the_code_of_a_page_runs(path: Path, tmp_path: Path) -> None:
     steps += [Step(f"python3 {file}", writable=True) for file in files]
     for one in run_on_host(archive, booted, steps, work):
         assert one.status == 0, one.text
+
+
+def test_no_page_has_the_program_fetched_from_an_index_where_it_is_not_or_is_somebody_elses() -> None:
+    assert [name_of(path) for path in PAGES if "pip install 'cfs-tags" in path.read_text()] == []

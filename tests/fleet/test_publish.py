@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cfs_tags import Repository
+from cfs_tags.fleet import restore as restoring
 from cfs_tags.remote.client import Client
 from cfs_tags.remote.transport import Transport
 from cfs_tags.repo import layout
@@ -167,6 +168,60 @@ def test_what_the_registry_has_lost_is_said_and_restored(publish: Any, host: Hos
     said = publish(host)
     assert said.status == 0, said
     assert shop.is_pullable(OS, {row["slot"]: row["digest"] for row in said.result["tags"]}["booted"])
+
+
+@pytest.mark.parametrize(("collections", "status"), [(1, 0), (2, 0), (99, 4)])
+def test_a_registry_that_collects_between_blobs_and_manifest_gets_them_again(
+    collections: int, status: int, publish: Any, host: Host, shop: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(host, "new")
+    untag(shop, "same", "old", "new")
+    shop.collect()
+    pushed = 0
+    original = restoring.restore
+
+    def restore(*given: Any, **more: Any) -> bytes:
+        nonlocal pushed
+        manifest = original(*given, **more)
+        pushed += 1
+        if pushed <= collections:
+            shop.collect()
+        return manifest
+
+    monkeypatch.setattr(restoring, "restore", restore)
+    said = publish(host, "--restore")
+    assert said.status == status, said
+    assert done(said) == {BOOTED: "lost" if status else "restored"}
+    assert pushed == min(collections + 1, 3)
+    assert status or shop.is_pullable(OS, said.result["tags"][0]["digest"])
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, 0), (99, 4)])
+def test_what_a_collection_takes_that_had_begun_before_the_manifest_came_is_pushed_again(
+    times: int, status: int, publish: Any, host: Host, shop: Distribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector has marked before, and deletes afterwards: here it runs on a copy, and what it deletes there is deleted."""
+    lay(host, "new")
+    untag(shop, "same", "old", "new")
+    shop.collect()
+    original, tags = Client.put, 0
+
+    def put(client: Client, reference: str, *given: Any) -> None:
+        nonlocal tags
+        with shop.collecting_late(is_meant=reference == BOOTED and tags < times):
+            original(client, reference, *given)
+        tags += reference == BOOTED
+
+    monkeypatch.setattr(Client, "put", put)
+    said = publish(host, "--restore")
+    assert said.status == status, said
+    assert done(said) == {BOOTED: "lost" if status else "restored"}
+    assert (BOOTED in shop.tags(OS)) == (not status)  # no tag on what is not whole, so that the next run sees it
+    if status:
+        times = 0
+        said = publish(host, "--restore")
+        assert done(said) == {BOOTED: "restored"}
+    assert shop.is_pullable(OS, said.result["tags"][0]["digest"])
 
 
 def test_a_compressed_layer_that_is_lost_comes_back_in_another_form(

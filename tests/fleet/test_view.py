@@ -9,8 +9,10 @@ import json
 import os
 import random
 import time
+import tracemalloc
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cfs_tags.api.fleet import Fleets
 from cfs_tags.errors import FormatError, TargetNotFound
 from cfs_tags.fleet import hosts
 from cfs_tags.fleet.hosts import Booted, Host, Use
+from cfs_tags.fleet.shared import Shared
 from cfs_tags.values import Digest
 from cli.conftest import Run, Said
 from report.test_report import browse
@@ -27,6 +30,7 @@ from support.fleets import Build, Version, Walker
 from support.registries import Distribution
 
 OS = "example/os"
+MANIFEST = Digest.of(b"an image")
 LONG = os.environ.get("CFS_TAGS_PROOF") == "long"
 MANY = 10_000 if LONG else 60
 HOSTILE = "evil</script><img src=x onerror=alert(1)>\x1b[31m&amp;%{label}"
@@ -331,6 +335,71 @@ def _read(shop: Distribution, place: Path) -> tuple[int, int, float]:
     assert len(fleet.rows) == MANY
     assert all(not row.problems for row in fleet.rows)
     return len(asked), received, round(time.monotonic() - began, 2)
+
+
+def _says(number: int, layers: int) -> Host:
+    """A host that is like no other but for its manifest; the name of its image is that digest, too."""
+    own = (Booted(f"2026010{number % 9 + 1}T000000Z", MANIFEST, "1"),)
+    beginnings = tuple(f"{number:08x}{layer:08x}" for layer in range(layers))
+    return Host(
+        f"host-{number}", "20260101T000000Z", "p", "o", (Use("booted", MANIFEST, str(MANIFEST)),), beginnings, history=own
+    )
+
+
+def test_hosts_share_what_they_say_alike() -> None:
+    shared = Shared()
+    for last in range(2):
+        said = _says(0, 50)._replace(name=f"host-{last}")
+        taken = shared.take(hosts.parse_document(hosts.encoded(said)))
+        assert taken == said
+        if last == 0:
+            first = taken
+    assert first is not None
+    assert taken is not None
+    assert taken.layers is first.layers
+    assert taken.uses is first.uses
+    assert [type(taken.uses[0].manifest), type(taken.uses[0].image)] == [Digest, str]
+
+
+def test_all_documents_together_have_a_limit() -> None:
+    shared, limit = Shared(1 << 20), 1 << 20
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    taken = [shared.take(hosts.parse_document(hosts.encoded(_says(number, 200)))) for number in range(200)]
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert 20 < sum(one is not None for one in taken) < 100
+    assert used < limit
+
+
+def test_a_host_for_which_there_is_no_room_is_a_row(
+    fleet: Any, walk: Any, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = build.make()
+    for name in ("a", "b"):
+        walk(name, version)
+    full = fleet("--no-cache").result
+    monkeypatch.setattr(Shared, "__init__", partialmethod(Shared.__init__, 1))
+    said = fleet()
+    assert sorted(row["problems"] for row in rows(said).values()) == [[], ["unreadable"]]
+    monkeypatch.undo()
+    assert full["fetched"] == said.result["fetched"]
+
+
+def test_a_cache_that_is_cut_short_costs_the_requests_of_what_is_lost(
+    fleet: Any, walk: Any, build: Build, tmp_path: Path
+) -> None:
+    version = build.make()
+    for number in range(8):
+        walk(f"host-{number}", version)
+    whole = rows(fleet())
+    (file,) = (tmp_path / "cache").glob("*.json")
+    data = file.read_bytes()
+    for part, fetched in ((b"", 8), (data[: len(data) // 2], None), (data[:-8] + bytes(8), 0), (b"{" + data, 8)):
+        file.write_bytes(part)
+        said = fleet()
+        assert rows(said) == whole
+        assert fetched is None or said.result["fetched"] == fetched
 
 
 def test_the_library_has_what_the_command_has(walk: Any, build: Build, shop: Distribution) -> None:

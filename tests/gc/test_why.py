@@ -192,6 +192,11 @@ def test_a_prefix_of_several_objects_is_ambiguous(repo: Path) -> None:
     assert len(error.value.candidates) == 2
     with pytest.raises(TargetNotFound):
         explain(repo, "abcdff")
+    add_stream(repo, f"oci-layer-sha256:abcdcd{'0' * 58}", objects=[b"n" * 200])
+    with raises("ambiguous-name") as error:
+        explain(repo, "abcdcd")
+    assert len(error.value.candidates) == 3
+    assert len(explain(repo, "sha256:abcdcd").objects) == 1
 
 
 def test_what_cannot_be_followed_is_said(repo: Path, own: dict[str, str]) -> None:

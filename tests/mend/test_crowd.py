@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from ipaddress import ip_interface
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -29,9 +29,11 @@ from cfs_tags.apps.importing.run import Imported, run_import
 from cfs_tags.apps.importing.source import open_source, shared
 from cfs_tags.apps.importing.source.http import Server
 from cfs_tags.apps.importing.source.shared import Shared
+from cfs_tags.errors import UsageError
 from support.images import Image, Layer, base_layer, build_image, directory, file, random_bytes
 from support.importing import import_image, machine
 from support.mending import answering, assert_whole, head, objects
+from support.networks import NET, Network, linked, why_not
 from support.peers import Cfsctl
 from support.registries import Distribution, distribution
 from support.serving import program, serving
@@ -273,40 +275,146 @@ def test_a_host_that_does_not_answer_is_told_of_once_and_left_out(
     assert [one.code for one in made.problems] == ["source-failed"]
 
 
+def test_a_host_that_is_slow_at_every_look_is_left_out(
+    image: Image, new_repo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "_PATIENCE", 0.5)
+    monkeypatch.setattr(shared, "_LOOK", 0.05)
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        asked.append(request)
+        time.sleep(0.3)
+        connection.sendall(head("200 OK", "Content-Length: 13") + b'{"layers":{}}')
+
+    with answering(answer) as address:
+        done, made = take(new_repo(tmp_path / "mine"), image.source, address)
+    assert list(done.fetched) == [image.source]
+    assert len(asked) <= 3
+    assert "too slow" in made.problems[0].message
+
+
+def test_an_import_that_has_waited_in_vain_often_enough_waits_for_nobody(
+    image: Image, new_repo: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host says nothing of a layer but that it fetches it, of one layer after the other."""
+    monkeypatch.setattr(shared, "_PATIENCE", 0.5)
+    monkeypatch.setattr(shared, "_POLL", 0.05)
+    monkeypatch.setattr(shared, "_TURN", 0.0)
+    monkeypatch.setattr(shared, "_SLOWEST", 1 << 30)
+    slept: list[float] = []
+    monkeypatch.setattr(shared, "sleep", lambda seconds: (slept.append(seconds), time.sleep(seconds)))
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        digests = request.split(b" ")[1].decode().partition("=")[2].split(",")
+        said = {digest: {"state": "fetching", "by": os.urandom(16).hex()} for digest in digests[:1]}
+        data = json.dumps({"layers": said}).encode()
+        connection.sendall(head("200 OK", f"Content-Length: {len(data)}") + data)
+
+    with answering(answer) as address:
+        done, _ = take(new_repo(tmp_path / "mine"), image.source, address)
+    assert list(done.fetched) == [image.source]
+    assert sum(slept) < 1.5 * shared._IN_VAIN * 2 * 0.5
+
+
 # -- found on the network ----------------------------------------------------------------------------------------------
 
-ALONE = """
-import json, subprocess, sys, time
-other, log, mine, *words = sys.argv[1:]
-command = [sys.executable, "-m", "cfs_tags", "--repo"]
-serve = subprocess.Popen([*command, other, "serve", "--announce", "--listen", "127.0.0.1:0"], stderr=open(log, "w"))
-while "announced" not in open(log).read():
-    assert serve.poll() is None, open(log).read()
-    time.sleep(0.05)
-done = subprocess.run([*command, mine, *words], capture_output=True)
-serve.terminate()
-serve.wait(20)
-sys.stderr.buffer.write(done.stderr)
-sys.stdout.buffer.write(done.stdout)
-sys.exit(done.returncode)
+
+@pytest.mark.parametrize(
+    ("address", "is_near"),
+    [
+        ("192.0.2.9", True),
+        ("2001:db8::9", True),
+        ("192.0.2.2", False),  # this host
+        ("2001:db8::2", False),
+        ("198.51.100.7", False),  # this host, by a network of one address
+        ("198.51.100.8", False),  # beyond a router
+        ("2001:db8:1::9", False),
+        ("169.254.169.254", False),  # where clouds have their metadata
+        ("169.254.3.4", False),
+        ("fe80::9", False),
+        ("127.0.0.1", False),
+        ("127.0.0.2", False),
+        ("::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:192.0.2.9", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("224.0.0.251", False),
+        ("255.255.255.255", False),
+    ],
+)
+def test_only_other_hosts_of_networks_that_this_one_is_in_are_taken(address: str, is_near: bool) -> None:
+    mine = ("192.0.2.2/24", "198.51.100.7/32", "127.0.0.1/8", "169.254.3.3/16", "2001:db8::2/64", "fe80::2/64", "::1/128")
+    assert lan.is_near(address, [ip_interface(one) for one in mine]) == is_near
+
+
+LIAR = """
+import sys, time
+from zeroconf import InterfaceChoice, ServiceInfo, Zeroconf
+service, running = "_cfs-tags._tcp.local.", Zeroconf()
+for number, address in enumerate(["127.0.0.1", "169.254.169.254", "192.0.2.1", "::1", *sys.argv[1:]]):
+    for port in (80, 8080):
+        info = ServiceInfo(service, f"liar{number}-{port}.{service}", port=port, parsed_addresses=[address])
+        running.register_service(info, cooperating_responders=True, strict=False)
+info = ServiceInfo(service, f"aaaa.{service}", port=81, parsed_addresses=["127.0.0.1", sys.argv[1]])
+running.register_service(info, cooperating_responders=True)
+print("ready", flush=True)
+time.sleep(100)
 """
+FIND = "from cfs_tags.apps.lan import find; print('\\n'.join(find('a test')))"
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Call the program in a network namespace that has the loopback interface alone, where a host announces itself."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("a network of its own needs root and ip")
+def network() -> Iterator[Network]:
+    """Two hosts on one network."""
+    if (why := why_not()) is not None:
+        pytest.skip(why)
+    with linked(2) as made:
+        yield made
+
+
+def start(space: str, program: Sequence[object]) -> subprocess.Popen[bytes]:
+    """Start a program of Python's on a host of the network."""
+    words = ["ip", "netns", "exec", space, sys.executable, *map(str, program)]
+    return subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+@contextmanager
+def beside(process: subprocess.Popen[bytes], stream: IO[bytes], word: bytes) -> Iterator[None]:
+    """Have a program run beside the block, from when it says a word."""
+    try:
+        while word not in (line := stream.readline()):
+            assert line, process.poll()
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_liar_announces_is_not_asked(network: Network) -> None:
+    near, self = f"{NET}.10", f"{NET}.11"
+    liar = start(network.names[0], ["-c", LIAR, near, self])
+    with beside(liar, liar.stdout, b"ready"):  # type: ignore[arg-type]
+        found = ended(start(network.names[1], ["-c", FIND])).split()
+    assert set(found) == {f"http://{near}:{port}" for port in (80, 81, 8080)}
+
+
+@pytest.fixture
+def alone(network: Network) -> Callable[..., dict[str, Any]]:
+    """Call the program on a host of a network where another one announces itself."""
 
     def call(other: Path, mine: Path, *words: str) -> dict[str, Any]:
-        inside = 'ip link set lo up multicast on && ip route add 224.0.0.0/4 dev lo && exec "$@"'
-        program = ["unshare", "--net", "sh", "-c", inside, "sh", sys.executable, "-c", ALONE]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [*program, other, tmp_path / "log", mine, *words], env=environment, capture_output=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        result: dict[str, Any] = json.loads(done.stdout)["result"]
+        program = ["-m", "cfs_tags", "--repo"]
+        serve = start(network.names[0], [*program, other, "serve", "--announce", "--listen", f"{NET}.10:5000"])
+        with beside(serve, serve.stderr, b"announced"):  # type: ignore[arg-type]
+            result: dict[str, Any] = json.loads(ended(start(network.names[1], [*program, mine, *words])))["result"]
         return result
 
     return call
@@ -318,8 +426,12 @@ def test_a_host_that_announces_itself_is_found(
     other, mine = new_repo(tmp_path / "other"), new_repo(tmp_path / "mine")
     import_image(other, image.source, "app")
     places = [one["from"] for one in alone(other, mine, "import", "--json", "--lan", image.source, "app")["fetched"]]
-    assert len(places) == 1
-    assert places[0].startswith("http://127.0.0.1:")
+    assert places == [f"http://{NET}.10:5000"]
+
+
+def test_an_address_that_only_this_machine_can_reach_is_not_announced() -> None:
+    with pytest.raises(UsageError, match="other machines"), socket.create_server(("127.0.0.1", 0)) as one:
+        lan.announced([one]).__enter__()
 
 
 def test_a_repair_finds_it_too(

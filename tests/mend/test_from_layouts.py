@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -12,11 +13,11 @@ import pytest
 from cfs_tags import Repository
 from cfs_tags.apps.importing.choose import Options
 from cfs_tags.cli.main import main
-from cfs_tags.repo import images
+from cfs_tags.repo import beneath, fsops, images
 from cfs_tags.values import Digest
 from fsck.damage import flip
 from mend.conftest import Repair
-from support.images import app_image, base_layer, build_index
+from support.images import app_image, base_layer, build_index, host_image, pull_image
 from support.importing import export_image, import_image
 from support.mending import Layers, assert_whole, build, everything, layers, objects
 from support.peers import Cfsctl
@@ -94,15 +95,9 @@ def test_tags_alone_are_enough(repo: Path, layout: Path, repair: Repair, cfsctl:
 def test_with_content_what_has_wrong_bytes_is_fetched_too(
     attempt: int, repo: Path, layout: Path, repair: Repair, cfsctl: Cfsctl
 ) -> None:
-    """But for EROFS images, which no source has, and which cfsctl does not make where something has their name; and but for
-    splitstreams that cfsctl has compressed in its own way: new ones come in their place, and a collection takes the old."""
-    with Repository.open(repo) as opened:
-        erofs = {str(name) for tag in opened.tags.list() for name in opened.image(tag.name).erofs.values()}
-    candidates = [
-        path
-        for path in objects(repo)
-        if path.stat().st_size and path.parent.name + path.name not in erofs and path.read_bytes()[:11] != b"SplitStream"
-    ]
+    """But for splitstreams that cfsctl has compressed in its own way: new ones come in their place, and a collection takes the
+    old."""
+    candidates = [path for path in objects(repo) if path.stat().st_size and path.read_bytes()[:11] != b"SplitStream"]
     for path in random.Random(SEED + attempt).sample(candidates, 5):
         flip(path, path.stat().st_size // 2)
     done = repair(repo, "--content", "--from", f"oci:{layout}")
@@ -111,6 +106,74 @@ def test_with_content_what_has_wrong_bytes_is_fetched_too(
     assert len(wrong) == 5
     assert all(one["repaired"] for one in wrong)
     assert_whole(cfsctl, repo)
+
+
+@pytest.mark.parametrize("version", [1, 2])  # cfsctl 0.9.4 makes no repository for version 0
+def test_an_erofs_image_with_wrong_bytes_is_made_again_and_replaced_when_the_new_one_is_on_disk(
+    version: int, tmp_path: Path, repair: Repair, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, layout = tmp_path / "versions", tmp_path / "os"
+    cfsctl(None, "init", "--insecure", "--erofs-version", str(version), repo)
+    image = host_image(layout, "41.1", shared=[base_layer("os")])
+    pull_image(cfsctl, repo, image, "localhost/os", bootable=True)
+    with Repository.open(repo) as opened:
+        erofs = opened.image("localhost/os").erofs
+    paths = {
+        repo / "objects" / name[:2] / name[2:]: (repo / "objects" / name[:2] / name[2:]).read_bytes() for name in erofs.values()
+    }
+    assert len(paths) == 2
+    for path in paths:
+        flip(path, path.stat().st_size // 2)
+    synced, original = [], fsops.sync
+
+    def sync(dir_fd: int, path: str = ".") -> None:
+        if "incoming" in path:
+            assert not set(paths.values()) <= {one.read_bytes() for one in paths}
+            synced.append(path)
+        original(dir_fd, path)
+
+    monkeypatch.setattr(fsops, "sync", sync)
+    done = repair(repo, "--content", "--from", image.source)
+    assert done["mended"]["left"] == []
+    wrong = [one for one in done["findings"] if one["code"] == "wrong-object-digest"]
+    assert [one["repaired"] for one in wrong] == [True, True]
+    assert {path: path.read_bytes() for path in paths} == paths
+    assert len(synced) >= 2
+    with Repository.open(repo) as opened:
+        assert opened.image("localhost/os").erofs == erofs
+    assert_whole(cfsctl, repo)
+
+
+def test_what_the_system_does_not_read_any_more_comes_back(
+    repo: Path, layout: Path, repair: Repair, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = max(objects(repo), key=lambda one: one.stat().st_size)
+    number, original = path.stat().st_ino, beneath.open_at
+
+    def fail(fd: int, name: str, *rest: int) -> int:
+        if name.endswith(path.name) and path.stat().st_ino == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        return original(fd, name, *rest)
+
+    monkeypatch.setattr(beneath, "open_at", fail)
+    done = repair(repo, "--content", "--from", f"oci:{layout}")
+    assert {(one["code"], one["repaired"]) for one in done["findings"]} >= {("unreadable", True)}
+    assert path.stat().st_ino != number
+    assert_whole(cfsctl, repo)
+
+
+def test_where_cfsctl_is_missing_an_erofs_image_with_wrong_bytes_stays_and_is_said(
+    repo: Path, layout: Path, repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Repository.open(repo) as opened:
+        name = next(iter(opened.image("quay.io/apps/db:1").erofs.values()))
+    path = repo / "objects" / name[:2] / name[2:]
+    flip(path, path.stat().st_size // 2)
+    damaged = path.read_bytes()
+    monkeypatch.setenv("PATH", "/nonexistent")
+    done = repair(repo, "--content", "--from", f"oci:{layout}", status=6)
+    assert [one["code"] for one in done["mended"]["left"]] == ["program-missing"]
+    assert path.read_bytes() == damaged
 
 
 def test_an_import_of_an_image_whose_erofs_image_is_lost_ends_with_it_whole_and_cfsctl_makes_that_again(

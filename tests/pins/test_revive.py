@@ -17,7 +17,6 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.apps import reviving
-from cfs_tags.apps.reviving import Revival
 from cfs_tags.cli import session as sessions
 from cfs_tags.errors import RefusedError
 from cli.conftest import Run
@@ -222,6 +221,7 @@ def test_without_bootc_it_says_what_to_do(one: Pinnable, tmp_path: Path, monkeyp
     said = one.on_host("revive", one.id, "--json", ok=False)
     assert (said.status, said.json["error"]["code"]) == (1, "program-missing")
     assert "--export-only" in said.json["error"]["hint"]
+    assert one.on_host("revive", "absent", "--json", ok=False).json["error"]["code"] == "tag-not-found"
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -319,8 +319,7 @@ def test_a_layout_that_bootc_would_look_for_elsewhere_is_refused(run: Run, tmp_p
 def test_the_library_plans_and_refuses(one: Pinnable, tmp_path: Path) -> None:
     one.on_host("pin", one.id, "--name", "mine")
     with Repository.open(one.repo, run="none", booted="none", esp="none") as repo:
-        plan = repo.deployments.revive("mine", to=str(tmp_path / "x"), force=True, dry_run=True)
-        assert isinstance(plan, Revival)
+        plan = repo.deployments.revive("mine", to=str(tmp_path / "x"), force=True, dry_run=True).plan
         assert (plan.deployment, plan.pins, plan.image) == (one.id, ("mine",), ("docker", "quay.io/example/n:latest"))
         assert plan.switch_back == ("bootc", "switch", "quay.io/example/n:latest")
         with pytest.raises(RefusedError):

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -114,16 +115,41 @@ http: {{addr: "{self.address}", secret: test}}
         """Delete what has no tag, as an operator does: with the registry stopped."""
         running = self._process is not None
         self.stop()
+        self._collect(self._config)
+        if running:
+            self.start()
+
+    @contextmanager
+    def collecting_late(self, *, is_meant: bool = True) -> Iterator[None]:
+        """A collection that has marked before the block, and deletes after it, with the registry running.
+
+        What is marked is found out by collecting a copy.
+        """
+        if not is_meant:
+            yield
+            return
+        copy = self._place / "copy"
+        shutil.copytree(self._place / "data", copy)
+        config = self._place / "copy.yml"
+        config.write_text(self._config.read_text().replace(str(self._place / "data"), str(copy)))
+        self._collect(config)
+        try:
+            yield
+            for path in (self._place / "data/docker/registry/v2/blobs/sha256").glob("*/*"):
+                if not (copy / path.relative_to(self._place / "data")).exists():
+                    shutil.rmtree(path)
+        finally:
+            shutil.rmtree(copy)
+
+    def _collect(self, config: Path) -> None:
         done = subprocess.run(
-            [self._program, "garbage-collect", "--delete-untagged", "--quiet", self._config],
+            [self._program, "garbage-collect", "--delete-untagged", "--quiet", config],
             capture_output=True,
             timeout=600,
             check=False,
             env=clean_environment(self._place),
         )
         assert done.returncode == 0, done.stderr.decode()
-        if running:
-            self.start()
 
     def asked(self) -> list[Asked]:
         """What it was asked since it was made."""

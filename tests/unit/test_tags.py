@@ -385,8 +385,11 @@ def test_a_prefix_that_fits_several_is_refused_with_the_candidates(stocked: Path
     assert (error.code, error.status, error.candidates) == ("ambiguous-name", 2, tuple(names))
     error = raised(stocked, lambda repo: resolve(repo, "@deployment/e"))
     assert error.code == "ambiguous-name"
+    make_tag(stocked, "abcdef" + "0" * 122, one, "streams/refs/cfs-tags/deployments")
+    error = raised(stocked, lambda repo: resolve(repo, "abcdef"))
+    assert error.candidates == (f"@deployment/abcdef{'0' * 122}", *(f"@{name}" for name in names))
     with Repository.open(stocked) as repo:
-        assert resolve(repo, "@sha256:abcdef1") == names[0]
+        assert resolve(repo, "@sha256:abcdef1") == resolve(repo, "abcdef1") == names[0]
 
 
 def test_a_left_over_that_only_starts_like_a_manifest_fits_no_prefix(stocked: Path, one: str) -> None:

@@ -38,16 +38,16 @@ class Imported(NamedTuple):
 
     Attributes:
         plan: what was wanted.
-        tags: what became of the tags.
+        tags: what became of the tags; of what was only planned nothing, here and below.
         objects: how many were written; what was there already is not among them.
         object_bytes: bytes of those.
         fetched: bytes of layers that were read, by where they came from.
     """
 
     plan: Import
-    tags: TagPlan
-    objects: int
-    object_bytes: int
+    tags: TagPlan = edit.TagPlan((), ())
+    objects: int = 0
+    object_bytes: int = 0
     fetched: Mapping[str, int] = MappingProxyType({})
 
 

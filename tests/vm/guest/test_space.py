@@ -88,6 +88,28 @@ def test_an_object_that_lost_its_guard_is_found_by_both_programs(cfs_tag: Run, c
     assert cfsctl(shop.path, "fsck", check=False).returncode != 0
 
 
+@pytest.mark.parametrize("what", ["file", "image"])
+def test_a_repair_from_a_source_gives_it_back_with_its_guard(cfs_tag: Run, cfsctl: Cfsctl, shop: Shop, what: str) -> None:
+    """The EROFS image has wrong bytes besides."""
+    names = cfsctl.images_of(shop.path, "second")
+    content = random_bytes("second", 5000)
+    name = next(
+        name
+        for name, path in objects_of(shop.path).items()
+        if (path.read_bytes() == content if what == "file" else name in names)
+    )
+    path = objects_of(shop.path)[name]
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole if what == "file" else whole[:-1] + b"?")
+
+    cfs_tag(shop.path, "fsck", "--repair", "--content", "--from", shop.second.source, "--json")
+
+    assert verity_of(path) == name
+    assert path.read_bytes() == whole
+    cfsctl(shop.path, "fsck")
+
+
 @pytest.mark.parametrize("part", ["layer", "image"])
 def test_what_cannot_be_read_stops_the_collector_before_it_deletes(cfs_tag: Run, cfsctl: Cfsctl, shop: Shop, part: str) -> None:
     repo = shop.path

@@ -43,6 +43,10 @@ _TURN = 3.0
 _PATIENCE = 20.0
 _SLOWEST = 256 << 10
 """A layer that is fetched elsewhere is waited for that many seconds, and a second more for as many bytes as this."""
+_IN_VAIN = 4
+"""How often an import waits for a layer of a host that does not come; then it waits for nobody any more."""
+_LOOK = 0.5
+"""Seconds that a host may take for each look, on the average, beyond :data:`_PATIENCE` in all."""
 
 
 class Shared(Source):
@@ -71,6 +75,8 @@ class Shared(Source):
         self._from: dict[Digest, list[Server]] = {}
         self._since: dict[tuple[Digest, str], float] = {}
         self._waited: dict[tuple[Digest, str], float] = {}
+        self._in_vain: set[tuple[Digest, str]] = set()
+        self._left = {host.address: _PATIENCE for host in hosts}
 
     @contextmanager
     def sharing(self, names: Sequence[str]) -> Iterator[None]:
@@ -152,7 +158,10 @@ class Shared(Source):
         with ThreadPoolExecutor(min(_AT_ONCE, len(self._hosts))) as pool:
             answers = list(pool.map(lambda host: _states(host, digests), self._hosts))
         ours = self._announcement.by if self._announcement is not None else ""
-        for host, answer in zip(list(self._hosts), answers, strict=True):
+        for host, (answer, seconds) in zip(list(self._hosts), answers, strict=True):
+            self._left[host.address] += _LOOK - seconds
+            if self._left[host.address] < 0 and not isinstance(answer, CfsTagsError):
+                answer = SourceFailed(source=host.address, reason="is too slow to say which layers it has")
             if isinstance(answer, CfsTagsError):
                 self._drop(host, answer)
                 continue
@@ -177,9 +186,11 @@ class Shared(Source):
         return True
 
     def _is_over(self, digest: Digest, layer: Descriptor, host: Server) -> bool:
-        """Whether a host has had us wait for a layer for long enough, under whatever names of imports."""
-        now = monotonic()
-        return now - self._waited.setdefault((digest, host.address), now) >= _TURN + 2 * _PATIENCE + layer.size / _SLOWEST
+        """Whether a host has had us wait for a layer for long enough, under whatever names of imports; or all of them have."""
+        now, key = monotonic(), (digest, host.address)
+        if now - self._waited.setdefault(key, now) >= _TURN + 2 * _PATIENCE + layer.size / _SLOWEST:
+            self._in_vain.add(key)
+        return key in self._in_vain or len(self._in_vain) >= _IN_VAIN
 
     def _claim(self, digest: Digest, layer: Descriptor) -> bool:
         """Say that this import fetches a layer; False where another has begun, or is to begin, at the same moment."""
@@ -228,11 +239,13 @@ class Shared(Source):
         self._source.close()
 
 
-def _states(host: Server, digests: Sequence[Digest]) -> dict[Digest, LayerState] | CfsTagsError:
+def _states(host: Server, digests: Sequence[Digest]) -> tuple[dict[Digest, LayerState] | CfsTagsError, float]:
+    """What a host says, and the seconds that it took."""
+    began = monotonic()
     try:
-        return host.states(digests)
+        return host.states(digests), monotonic() - began
     except (DamagedError, NotFoundError, SourceFailed) as error:
-        return error
+        return error, monotonic() - began
 
 
 def _rank(digest: Digest, by: str) -> bytes:
