@@ -86,7 +86,7 @@ def measured(fd: int, algorithm: Algorithm) -> ObjectId:
     measurer = fsverity.Measurer(algorithm)
     if size > _PIECE and status.st_blocks * 512 < size:
         position = 0
-        for start, end in data_ranges(fd, size):
+        for start, end in _data_ranges(fd, size):
             measurer.update_zeros(start - position)
             position = start
             while position < end and (piece := os.pread(fd, min(end - position, _PIECE), position)):
@@ -144,7 +144,7 @@ def map_file(fd: int, *, cut: bool = False) -> mmap | bytes:
 def _data_of(fd: int, size: int) -> bytes:
     """The parts of a file that are no holes, with some zeros behind each."""
     parts = []
-    for start, end in list(data_ranges(fd, size)):
+    for start, end in list(_data_ranges(fd, size)):
         while start < end and (piece := os.pread(fd, end - start, start)):
             parts.append(piece)
             start += len(piece)
@@ -163,10 +163,10 @@ def is_sparse(fd: int) -> bool:
     if free <= status.st_blocks * 512 * _DENSITY:
         return False
     # some file systems count blocks late: the data itself tells
-    return free > sum(end - start for start, end in data_ranges(fd, status.st_size)) * _DENSITY
+    return free > sum(end - start for start, end in _data_ranges(fd, status.st_size)) * _DENSITY
 
 
-def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts of a file that are no holes, in order: start and end in bytes; all of it where the system does not say.
 
     Args:
