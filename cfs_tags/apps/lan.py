@@ -138,7 +138,7 @@ def announced(listeners: Sequence[socket.socket]) -> Iterator[list[str]]:
             stack.callback(running.unregister_service, info)
             shown += [f"{address}:{port}" for address in addresses]
         if not shown:
-            reason = "needs an address that other machines can reach: --listen ADDRESS:PORT"
+            reason = "needs an address that other machines can reach"
             raise UsageError("invalid-argument", argument="announce", value="", reason=reason)
         yield shown
 

@@ -25,6 +25,7 @@ from cfs_tags.errors import BadRefLink, CfsTagsError, DamagedError, NotFoundErro
 from cfs_tags.fsck import objects, repair
 from cfs_tags.fsck.check import Progress
 from cfs_tags.fsck.repair import Repaired
+from cfs_tags.host import pins
 from cfs_tags.repo import images, layout, reflog, refs
 from cfs_tags.repo.images import BOOT_KEY, EROFS_KEY
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT
@@ -119,9 +120,11 @@ def repair_from(
         mended = Mended(_digests(wanted), left, _layers(wanted), {}, 0, 0, tuple(source.problems))
         return first._replace(plan=planned._replace(refs=())), mended
     wrong = (one for one in first.findings if one.code in _WRONG and one.path.startswith(f"{layout.OBJECTS}/"))
-    repo.distrusted.update(objects.names_of(wrong))
+    repo.distrusted.update(names := objects.names_of(wrong))
     try:
         mended = _mend(repo, source, machine, limit=limit, note=note, progress=fetching, timeout=timeout)
+        with repo.locked("shared", timeout):
+            pins.keep_anew(repo, [one for one in names if one not in repo.distrusted])
     finally:
         repo.distrusted.clear()
     # all content is read again: what was wrong with it is right now, or is said

@@ -53,7 +53,11 @@ def as_typed(error: CfsTagsError) -> CfsTagsError:
 
 
 def _argument(facts: Facts) -> str | None:
-    """'cfs-tag retire' removes deployment refs, 'cfs-tag unpin' removes pins"""
+    """'cfs-tag retire' removes deployment refs, 'cfs-tag unpin' removes pins, 'cfs-tag deployments' lists deployments"""
+    if facts["argument"] == "deployment":
+        return "'cfs-tag deployments' lists deployments"
+    if facts["argument"] == "--announce":
+        return "--listen ADDRESS:PORT says which"
     if facts["argument"] != "tag":
         return None
     pin = facts["value"].startswith("@pin/")
@@ -223,6 +227,7 @@ def _unresolved(facts: Facts) -> str:
 _OPTIONS = {
     "booted": "--booted",
     "all_platforms": "--all-platforms",
+    "announce": "--announce",
     "keep_index": "--keep-index",
     "listen": "--listen",
     "place": "REGISTRY/REPO",

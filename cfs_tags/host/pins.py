@@ -36,7 +36,7 @@ from cfs_tags.tags.pins import Pin
 from cfs_tags.values import ContentId, DeploymentId, Digest, ObjectId, TagName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from cfs_tags.host.sysroot import SysrootView
     from cfs_tags.repo.images import StoredImage
@@ -303,6 +303,25 @@ def lacking(repo: ReadRepo, pin: Pin) -> tuple[ObjectId, ...]:
             if not repo.is_directory(layout.object_path(one)) and _measured(repo, f"{home}/{one}") == one:
                 found.append(one)
     return tuple(found)
+
+
+def keep_anew(repo: WriteRepo, objects: Collection[str]) -> None:
+    """Have pins keep these objects as they are now, where they keep them beside: what was damaged has been replaced.
+
+    Raises:
+        SystemFailure: the system refused.
+    """
+    for pin in pins.list_pins(repo) if objects else ():
+        home = f"{pin.home}/{pins.OBJECTS}"
+        for one in sorted(set(repo.names(home) or ()).intersection(objects)):
+            try:
+                _keep(repo, layout.object_path(ObjectId.trusted(one)), f"{home}/{one}")
+            except OSError as error:
+                raise SystemFailure.of(error, "write", os.path.join(repo.path, home, one)) from error
+
+
+def _keep(repo: WriteRepo, path: str, beside: str) -> None:
+    put_in_place(repo, beside, lambda spare: fsops.add_name(repo.fd, path, spare))
 
 
 def _measured(repo: ReadRepo, path: str) -> ObjectId | None:

@@ -144,6 +144,26 @@ def test_an_erofs_image_with_wrong_bytes_is_made_again_and_replaced_when_the_new
     assert_whole(cfsctl, repo)
 
 
+def test_a_pin_keeps_beside_what_has_come_back_and_no_damaged_bytes(
+    new_repo: Callable[..., Path], tmp_path: Path, repair: Repair, cfsctl: Cfsctl
+) -> None:
+    repo = new_repo()
+    image = host_image(tmp_path / "os", "41.1", boot_content=True)
+    pull_image(cfsctl, repo, image, "localhost/os", bootable=True)
+    with Repository.open(repo, write=True) as opened:
+        opened.pins.pin("localhost/os", name="kept")
+    beside = list(repo.glob("cfs-tags/pins/*/objects/*"))
+    assert beside
+    for path in beside:
+        with path.open("r+b") as file:  # under both names
+            file.write(b"damaged")
+    done = repair(repo, "--content", "--from", image.source)
+    assert all(one["repaired"] for one in done["findings"])
+    for path in beside:
+        assert path.samefile(repo / "objects" / path.name[:2] / path.name[2:])
+    assert_whole(cfsctl, repo)
+
+
 def test_what_the_system_does_not_read_any_more_comes_back(
     repo: Path, layout: Path, repair: Repair, cfsctl: Cfsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
