@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from cfs_tags.errors import FormatError
-from cfs_tags.formats import fsverity
 from cfs_tags.fsck.findings import Finding, finding
 from cfs_tags.inventory import names_of_objects, object_directories
 from cfs_tags.repo import layout, verity
@@ -113,34 +112,9 @@ def measure_object(repo: ReadRepo, name: str) -> ObjectId:
     """
     fd = repo.descriptor(_path(name))
     try:
-        status = os.fstat(fd)
-        size = status.st_size
-        if size > PIECE and status.st_blocks * 512 < size:
-            return _measure_around_holes(repo, fd, size)
-        piece = os.read(fd, min(size, PIECE)) if size else b""
-        if len(piece) == size:
-            return fsverity.measure(piece, repo.algorithm)
-        measurer = fsverity.Measurer(repo.algorithm)
-        measurer.update(piece)
-        # a block that cannot be read ends the bytes before it early; the next read says why
-        while piece := os.read(fd, PIECE):
-            measurer.update(piece)
-        return measurer.digest()
+        return verity.measured(fd, repo.algorithm)
     finally:
         os.close(fd)
-
-
-def _measure_around_holes(repo: ReadRepo, fd: int, size: int) -> ObjectId:
-    measurer = fsverity.Measurer(repo.algorithm)
-    position = 0
-    for start, end in verity.data_ranges(fd, size):
-        measurer.update_zeros(start - position)
-        position = start
-        while position < end and (piece := os.pread(fd, min(end - position, PIECE), position)):
-            measurer.update(piece)
-            position += len(piece)
-    measurer.update_zeros(size - position)
-    return measurer.digest()
 
 
 def unreadable(path: str, error: OSError) -> Finding:

@@ -10,21 +10,21 @@ import errno
 import json
 import os
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import (
     CfsTagsError,
-    DamagedError,
     FormatError,
     IncompleteTarget,
     RefusedError,
     SystemFailure,
 )
-from cfs_tags.formats import erofstree, fsverity
+from cfs_tags.formats import erofstree
 from cfs_tags.formats.boot import grub, paths
 from cfs_tags.formats.boot.origin import MAX_ORIGIN
 from cfs_tags.host.refs import name_configs
-from cfs_tags.repo import fsops, images, layout, reflog
+from cfs_tags.repo import fsops, images, layout, reflog, verity
 from cfs_tags.repo.directory import Directory, HostDirectory
 from cfs_tags.repo.images import BOOT_KEY, EROFS_KEY
 from cfs_tags.repo.incoming import put_in_place
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from cfs_tags.repo.store import ReadRepo, WriteRepo
     from cfs_tags.repo.transaction.change import Row
 
-_PIECE = 1 << 20
 _REFUSED = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV, errno.EOPNOTSUPP)
 """With which the system refuses a hard link where it would let the rest be done."""
 
@@ -278,25 +277,30 @@ def put_back(repo: WriteRepo, pin: Pin) -> tuple[ObjectId, ...]:
         for one in lacking(repo, pin):
             parent = layout.object_path(one).rpartition("/")[0]
             repo.make_directories(parent)
-            if fsops.add_name(repo.fd, f"{pin.home}/{pins.OBJECTS}/{one}", layout.object_path(one)):
-                fsops.sync(repo.fd, parent)
-                done.append(one)
+            again = partial(fsops.add_name, repo.fd, f"{pin.home}/{pins.OBJECTS}/{one}")
+            if not again(layout.object_path(one)):  # it was cut, or is no file
+                put_in_place(repo, layout.object_path(one), again)
+            fsops.sync(repo.fd, parent)
+            done.append(one)
     except OSError as error:
         raise SystemFailure.of(error, "write", os.path.join(repo.path, layout.OBJECTS)) from error
     return tuple(done)
 
 
 def lacking(repo: ReadRepo, pin: Pin) -> tuple[ObjectId, ...]:
-    """The objects that are gone and that a pin still has, whole."""
+    """The objects that are gone, or were cut to no bytes, and that a pin still has, whole."""
     home = f"{pin.home}/{pins.OBJECTS}"
     found = []
     listed: Sequence[str] = ()
     with suppress(FormatError):  # something else stands there, and the refs keep what they keep
         listed = repo.names(home) or ()
-    for name in sorted(listed):
-        with suppress(DamagedError, CfsTagsError):
-            one = ObjectId.parse(name, repo.algorithm)
-            if not repo.has_object(one) and _measured(repo, f"{home}/{name}") == one:
+    kept = []
+    for name in listed:
+        with suppress(CfsTagsError):
+            kept.append(ObjectId.parse(name, repo.algorithm))
+    for one in images.absent_objects(repo, kept):
+        with suppress(CfsTagsError):  # what is beside it, or in its place, is no file
+            if not repo.is_directory(layout.object_path(one)) and _measured(repo, f"{home}/{one}") == one:
                 found.append(one)
     return tuple(found)
 
@@ -324,14 +328,11 @@ def _measured(repo: ReadRepo, path: str) -> ObjectId | None:
     fd = repo.open_file(path)
     if fd is None:
         return None
-    measurer = fsverity.Measurer(repo.algorithm)
     try:
         with repo.reading(path):
-            while piece := os.read(fd, _PIECE):
-                measurer.update(piece)
+            return verity.measured(fd, repo.algorithm)
     finally:
         os.close(fd)
-    return measurer.digest()
 
 
 def tidy(repo: WriteRepo, new: str | None = None) -> None:

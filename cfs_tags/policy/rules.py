@@ -19,6 +19,10 @@ from cfs_tags.policy.retention import ALL, Counts
 from cfs_tags.values import LONGEST, duration
 
 _MOST_RULES = 1000
+_MOST_PARTS = 20
+"""Of a key with dots: what tomllib does with one grows with their square."""
+_NO_KEYS = re.compile(r"""\"(?:[^"\\\n]|\\.)*+(?:"|\\?$)|'[^'\n]*(?:'|$)|\#[^\n]*""", re.MULTILINE)
+"""Texts and comments of TOML, to the end of their line."""
 _WEEK = 7 * 86400
 _COUNTS = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 _KEYS = frozenset(("tags", "keep-tags", "keep-within", "keep-good", "group-by", "time", *(f"keep-{name}" for name in _COUNTS)))
@@ -113,8 +117,11 @@ def parse(text: bytes, source: str) -> Policy:
         UsageError: ``invalid-policy``.
     """
     try:
-        document = tomllib.loads(text.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        decoded = text.decode()
+        if any(line.count(".") > _MOST_PARTS for line in _NO_KEYS.sub("", decoded).split("\n")):
+            raise _wrong(source, f"a key has more than {_MOST_PARTS} parts")
+        document = tomllib.loads(decoded)
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a number of too many digits
         raise _wrong(source, f"it is no TOML: {error}") from None
     _known(document, {"rule", "trash", "log"}, source, "the file")
     log = _table(document.get("log", {}), source, "log")

@@ -8,6 +8,7 @@ vanishes with its descriptor.  Nothing is synced: who names what was stored here
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -52,7 +53,7 @@ class ObjectStore:
 
         Raises:
             SystemFailure: the system refused.
-            FormatError: something else than a file has the place of the object.
+            FormatError: a directory has the place of the object.
         """
         size = memoryview(data).nbytes
         object_id = fsverity.measure(data, self._repo.algorithm)
@@ -104,7 +105,8 @@ class ObjectStore:
         path = layout.object_path(object_id)
         try:
             status = self._repo.status(path)
-            return status.st_size == size and (not self._secure or self._is_guarded(path, object_id))
+            is_whole = stat.S_ISREG(status.st_mode) and status.st_size == size
+            return is_whole and (not self._secure or self._is_guarded(path, object_id))
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -153,13 +155,13 @@ class ObjectStore:
         self.written_bytes += size
 
     def _replace(self, fd: int, path: str) -> None:
-        """Put the file in the place of one that a crash cut short, or that has no fs-verity and needs it."""
-        if not self._repo.is_file(path):
+        """Put the file in the place of one that a crash cut short or that has no fs-verity and needs it, or of no file."""
+        if self._repo.is_directory(path):
             raise FormatError(
                 structure="file system",
                 offset=0,
                 wanted="a regular file",
-                found="something else",
+                found="a directory",
                 path=os.path.join(self._repo.path, path),
             )
 

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from mmap import mmap
 
+    from cfs_tags.values import Algorithm, ObjectId
+
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MEASURE = 0xC0046686  # FS_IOC_MEASURE_VERITY, linux/fsverity.h
 _NO_VERITY = (errno.ENODATA, errno.ENOTTY, errno.EOPNOTSUPP)
 _WINDOW = 8 << 20
 """Bytes that are read into the mapping at once."""
+_PIECE = 1 << 20
 _SMALL = 1 << 20
 _DENSITY = 64
 """A file has at most so many bytes for each that it takes on the disk; the first megabyte is free.
@@ -66,6 +69,41 @@ def is_secure(repo_fd: int) -> bool:
         os.close(fd)
 
 
+def measured(fd: int, algorithm: Algorithm) -> ObjectId:
+    """The fs-verity digest of a file's bytes, all of them read but holes.
+
+    Args:
+        fd: of the file, at its start.
+        algorithm: of the digest.
+
+    Raises:
+        OSError: the system refused.
+    """
+    from cfs_tags.formats import fsverity
+
+    status = os.fstat(fd)
+    size = status.st_size
+    measurer = fsverity.Measurer(algorithm)
+    if size > _PIECE and status.st_blocks * 512 < size:
+        position = 0
+        for start, end in _data_ranges(fd, size):
+            measurer.update_zeros(start - position)
+            position = start
+            while position < end and (piece := os.pread(fd, min(end - position, _PIECE), position)):
+                measurer.update(piece)
+                position += len(piece)
+        measurer.update_zeros(size - position)
+        return measurer.digest()
+    piece = os.read(fd, min(size, _PIECE)) if size else b""
+    if len(piece) == size:
+        return fsverity.measure(piece, algorithm)
+    measurer.update(piece)
+    # a block that cannot be read ends the bytes before it early; the next read says why
+    while piece := os.read(fd, _PIECE):
+        measurer.update(piece)
+    return measurer.digest()
+
+
 def map_file(fd: int, *, cut: bool = False) -> mmap | bytes:
     """A splitstream or image that is not empty, mapped for reading, all of it known to be readable.
 
@@ -106,7 +144,7 @@ def map_file(fd: int, *, cut: bool = False) -> mmap | bytes:
 def _data_of(fd: int, size: int) -> bytes:
     """The parts of a file that are no holes, with some zeros behind each."""
     parts = []
-    for start, end in list(data_ranges(fd, size)):
+    for start, end in list(_data_ranges(fd, size)):
         while start < end and (piece := os.pread(fd, end - start, start)):
             parts.append(piece)
             start += len(piece)
@@ -125,10 +163,10 @@ def is_sparse(fd: int) -> bool:
     if free <= status.st_blocks * 512 * _DENSITY:
         return False
     # some file systems count blocks late: the data itself tells
-    return free > sum(end - start for start, end in data_ranges(fd, status.st_size)) * _DENSITY
+    return free > sum(end - start for start, end in _data_ranges(fd, status.st_size)) * _DENSITY
 
 
-def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts of a file that are no holes, in order: start and end in bytes; all of it where the system does not say.
 
     Args:

@@ -12,9 +12,21 @@ from pathlib import Path
 import pytest
 
 from cfs_tags.apps.importing.choose import Options
+from cfs_tags.errors import FormatError
 from cfs_tags.repo import fsops
 from cfs_tags.repo.incoming import INCOMING
-from support.images import Image, Layer, base_layer, build_artifact, build_image, directory, file, pull_image, random_bytes
+from support.images import (
+    Image,
+    Layer,
+    base_layer,
+    build_artifact,
+    build_image,
+    directory,
+    file,
+    host_image,
+    pull_image,
+    random_bytes,
+)
 from support.importing import export_image, import_image
 from support.interrupt import every_stop, kill_after
 from support.peers import Cfsctl
@@ -35,7 +47,31 @@ def cut_by_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-SPOILS = [remove, cut_to_nothing, cut_by_half]
+def replace_by_a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def replace_by_a_link_to_itself(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def replace_by_a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def replace_by_a_link_of_the_same_length(path: Path) -> None:
+    size = path.stat().st_size
+    path.unlink()
+    path.symlink_to("./" * (min(size, 4094) // 2) + "x" * (size % 2))
+
+
+SPOILS = [
+    *(remove, cut_to_nothing, cut_by_half),
+    *(replace_by_a_link, replace_by_a_link_to_itself, replace_by_a_link_of_the_same_length, replace_by_a_pipe),
+]
 
 
 @pytest.fixture
@@ -73,6 +109,22 @@ def test_each_object_that_is_missing_or_cut_is_there_again(
     cfsctl.assert_healthy(repo)
 
 
+@pytest.mark.parametrize("size", [5000, 4096, 300])
+def test_a_directory_in_the_place_of_an_object_is_no_object_and_stays(repo: Path, tmp_path: Path, size: int) -> None:
+    """Whatever length the system gives it: it is refused with its path, and may hold anything."""
+    image = build_image(tmp_path / "layout", "app", [base_layer(), Layer([file("usr/large", bytes(size))])])
+    imported(repo, image)
+    large = next(path for path in (repo / "objects").glob("*/*") if path.read_bytes() == bytes(size))
+    large.unlink()
+    large.mkdir()
+    (large / "kept").write_bytes(b"")
+
+    with pytest.raises(FormatError, match=large.name):
+        imported(repo, image)
+
+    assert (large / "kept").exists()
+
+
 def test_each_link_that_is_missing_is_there_again(cfsctl: Cfsctl, repo: Path, image: Image) -> None:
     imported(repo, image)
     before = tree(repo, ("cfs-tags",))
@@ -106,6 +158,30 @@ def test_what_cfsctl_pulled_is_mended_under_its_tag_and_under_another(
     assert {path: found for path, found in before.items() if after.get(path) != found} == {}
     cfsctl.assert_healthy(repo)
     export_image(repo, image.ref, f"oci:{tmp_path}/out:app")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link in its place", "a pipe in its place"])
+def test_an_erofs_image_that_is_gone_with_its_link_keeps_no_image_from_being_mended(
+    left: str, cfsctl: Cfsctl, repo: Path, tmp_path: Path
+) -> None:
+    image = host_image(tmp_path / "layout", "41.1")
+    pull_image(cfsctl, repo, image, bootable=True)
+    for link in [path for path in (repo / "images").iterdir() if path.is_symlink()]:
+        gone = link.resolve()
+        link.unlink()
+        gone.unlink()
+        if left == "a link in its place":
+            gone.symlink_to("nowhere")
+        elif left == "a pipe in its place":
+            os.mkfifo(gone)
+    program = random_bytes("init 41.1", 8000)
+    lost = next(path for path in (repo / "objects").glob("*/*") if path.is_file() and path.read_bytes() == program)
+    lost.unlink()
+
+    import_image(repo, image.source, "again", Options(home="shared"))
+
+    assert lost.read_bytes() == program
+    export_image(repo, "again", f"oci:{tmp_path}/out:again")
 
 
 def test_an_image_of_which_only_its_tag_is_left_is_there_again(cfsctl: Cfsctl, repo: Path, image: Image) -> None:

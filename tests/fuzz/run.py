@@ -77,7 +77,8 @@ def one_target() -> None:
     def one(data: bytes) -> None:
         within_bounds(lambda: targets.run(target, data), len(data))
 
-    limits = [f"-max_len={MOST}", "-rss_limit_mb=1500", "-timeout=60", f"-artifact_prefix={found}/"]
+    # what is slow is found by processor time, whatever else the machine does
+    limits = [f"-max_len={MOST}", "-rss_limit_mb=1500", "-timeout=300", "-report_slow_units=300", f"-artifact_prefix={found}/"]
     atheris.Setup([sys.argv[0], *limits, *options, str(learned)], one)
     atheris.Fuzz()
 

@@ -340,6 +340,33 @@ def test_a_guard_that_may_not_be_executed_refuses(home: Path, run: Run) -> None:
     assert [one["code"] for one in said.json["warnings"]] == ["hook-failed"]
 
 
+@pytest.mark.parametrize("made", ["a program", "a pipe", "a link to nothing", "a link to itself"])
+@pytest.mark.parametrize("when", ["pre", "post", ""])
+def test_where_a_directory_of_guards_should_be_something_else_refuses(when: str, made: str, home: Path, run: Run) -> None:
+    place = home / when
+    for path in (home / "pre", home / "post") if not when else (place,):
+        path.rmdir()
+    if not when:
+        home.rmdir()
+    match made:
+        case "a program":
+            hook(place, "exit 1")
+        case "a pipe":
+            os.mkfifo(place)
+        case "a link to nothing":
+            place.symlink_to("absent")
+        case _:
+            place.symlink_to(place.name)
+
+    said = run("create", "x:1", WEB, "--json")
+    if when == "post":
+        assert said.status == 0
+        assert [one["code"] for one in said.json["warnings"]] == ["hook-failed"]
+    else:
+        assert said.json["error"]["code"] == "hook-refused"
+        assert str(home) in said.json["error"]["facts"]["hook"]
+
+
 def test_the_path_of_the_repository_is_whole(
     home: Path, call: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ import os
 import shlex
 import shutil
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,65 @@ def test_objects_of_boot_that_are_gone_are_put_back(one: Pinnable, cfsctl: Cfsct
     assert (said["deployed"], said["deployment"], said["pins"]) == (False, one.id, [one.id[:12]])
     assert contents(one.repo) == before
     assert one.on("fsck", "--content", ok=False).status == 0
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def made_a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def made_a_link(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("spoil", [emptied, made_a_pipe, made_a_link])
+@pytest.mark.parametrize("words", [("revive",), ("fsck", "--repair")])
+def test_objects_that_have_no_bytes_any_more_are_put_back_too(
+    words: tuple[str, ...], spoil: Callable[[Path], None], one: Pinnable, tmp_path: Path
+) -> None:
+    one.on_host("pin", one.id)
+    before = contents(one.repo)
+    gone = unlink_boot_objects(one.repo, one.images())
+    for object_id in gone:
+        spoil(object_path(one.repo, object_id))
+    one.delete()
+
+    if words == ("revive",):
+        one.on_host("revive", one.id, "--export-only", "--to", tmp_path / "out")
+    else:
+        one.on(*words, ok=False)
+
+    assert contents(one.repo) == before
+    assert one.on("fsck", "--content", ok=False).status == 0
+
+
+def test_a_directory_in_the_place_of_an_object_stays_and_the_pin_is_no_reason_to_fail(one: Pinnable, tmp_path: Path) -> None:
+    one.on_host("pin", one.id)
+    for object_id in unlink_boot_objects(one.repo, one.images()):
+        object_path(one.repo, object_id).mkdir()
+    one.delete()
+
+    said = one.on_host("revive", one.id, "--export-only", "--to", tmp_path / "out", "--json", ok=False)
+
+    assert (said.status, said.json["error"]["code"]) == (4, "not-revivable")
+    assert one.on("fsck", "--repair", ok=False).status == 6
+
+
+def test_what_was_kept_and_is_nearly_all_holes_is_measured_in_no_time(one: Pinnable, tmp_path: Path) -> None:
+    one.on_host("pin", one.id)
+    unlink_boot_objects(one.repo, one.images())
+    one.delete()
+    for path in (one.repo / "cfs-tags/pins").glob("*/objects/*"):
+        os.truncate(path, 1 << 43)
+    started = time.process_time()
+
+    said = one.on_host("revive", one.id, "--export-only", "--to", tmp_path / "out", "--json", ok=False)
+
+    assert said.json["error"]["code"] == "not-revivable"
+    assert time.process_time() - started < 5
 
 
 def test_what_was_kept_and_is_damaged_is_not_put_back(one: Pinnable, tmp_path: Path) -> None:

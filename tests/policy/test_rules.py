@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from datetime import timedelta
 
@@ -57,6 +58,8 @@ def test_a_policy_with_nothing_in_it_has_no_rule() -> None:
     [
         ("rule", "no TOML"),
         ("\0", "no TOML"),
+        (f"{RULE}keep-last = {'9' * 5000}", "no TOML"),
+        (f"{RULE}keep-last = {'[' * 100_000}", "no TOML"),
         ("x = 1", "'x'"),
         ("[rules]", "'rules'"),
         ("rule = 1", "[[rule]]"),
@@ -97,6 +100,37 @@ def test_what_is_wrong_is_named(text: str, says: str) -> None:
 def test_any_text_is_a_policy_or_an_error(text: bytes) -> None:
     with suppress(UsageError):
         parse(text, "p")
+
+
+LONG = ".".join(["a"] * 50_000)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{LONG} = 1", f"[{LONG}]", f"[[{LONG}]]", f"{RULE}{LONG} = 1", f'{RULE}"x" . {LONG} = "y" # z'),
+        '"' + '"."'.join(["a/b,"] * 50_000) + '" = 1',
+        "'" + "' . '".join(['"'] * 50_000) + "' = 1",
+        '"' + '\\"' * 100_000 + "\\",
+        "\n".join(f"{'.'.join('abcdefgh' * 2)}.{number} = 1" for number in range(4000)),
+    ],
+    ids=range(9),
+)
+def test_work_is_linear_in_the_text(text: str) -> None:
+    started = time.process_time()
+
+    with pytest.raises(UsageError):
+        parse(text.encode(), "policy.toml")
+
+    assert time.process_time() - started < 3
+
+
+def test_dots_in_texts_and_comments_are_no_parts_of_a_key() -> None:
+    names = ", ".join(f'"quay.io/{number}.x.y:1"' for number in range(200))
+    dots = "." * 200
+    text = f'# {dots}\n[[rule]] # {dots}\ntags = [{names}, \'{dots}\', "\\"{dots}"]\nkeep-last = 1\n'
+
+    assert len(parse(text.encode(), "policy.toml").rules[0].tags) == 202
 
 
 def test_the_first_rule_that_fits_decides() -> None:

@@ -117,6 +117,11 @@ def _on_deployments(booted: str, others: Sequence[str]) -> Iterator[tuple[str, M
     unmarked = (lambda home: (home / REPO / "meta.json").unlink(),)
     yield "collect without meta.json", Made(("gc", *places), unmarked, collects=True)
     yield "repair", Made(("fsck", "--repair"), (("create", "t/one", WEB), _dangling))
+    pinned = (("migrate", *places), ("pin", others[0], *places, "--name", "mine"))
+    yield (
+        "repair links, refs and what a pin keeps",
+        Made(("fsck", "--repair"), (*pinned, lambda home: _loses_links(home, others[0]))),
+    )
 
 
 def _remove(host: Path, deployments: Sequence[str]) -> None:
@@ -136,6 +141,19 @@ def _loses_boot_objects(host: Path, deployment: str) -> None:
     """As newer versions of bootc: objects of files in /boot go, whoever else has them."""
     for kept in (host / "composefs/cfs-tags/pins").glob("*/objects/*"):
         (host / "composefs/objects" / kept.name[:2] / kept.name[2:]).unlink()
+
+
+def _loses_links(home: Path, deployment: str) -> None:
+    """Links of a layer, an image and a manifest are gone or lead to nothing, objects of /boot are gone; a ref leads nowhere."""
+    repo = home / REPO
+    _loses_boot_objects(home / "host", deployment)
+    (repo / "images" / deployment).unlink()
+    layers = sorted((repo / "streams").glob("oci-layer-*"))
+    layers[0].unlink()
+    layers[1].unlink()
+    layers[1].symlink_to("../objects/00/" + "0" * 126)
+    (repo / "streams" / (repo / "streams/refs/oci" / WEB.replace("/", "%2F")).readlink().name).unlink()
+    _dangling(home)
 
 
 def _dangling(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from array import array
 from contextlib import suppress
 from operator import attrgetter
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _SOME = 4096
 """Objects that are looked at before what was read of their stream is let go of."""
-_size: Callable[[os.stat_result], int] = attrgetter("st_size")
+_facts: Callable[[os.stat_result], tuple[int, int]] = attrgetter("st_mode", "st_size")
 
 
 def is_linked(repo: ReadRepo, stream: ObjectId, *names: ContentId) -> bool:
@@ -76,7 +77,8 @@ def is_usable(repo: ReadRepo, stream: ObjectId, is_tar: bool) -> bool:
                 if repo.distrusted and any(text[at : at + width] in repo.distrusted for at in range(0, len(text), width)):
                     return False
                 names = [f"{text[at : at + 2]}/{text[at + 2 : at + width]}" for at in range(0, len(text), width)]
-                some = [size for size in look_at(repo.hold_objects(), names, _size) if size is not None]
+                found_there = look_at(repo.hold_objects(), names, _facts)
+                some = [facts[1] for facts in found_there if facts is not None and stat.S_ISREG(facts[0])]
                 if len(some) < len(names):
                     return False
                 sizes.extend(some)

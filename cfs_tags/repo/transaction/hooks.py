@@ -93,7 +93,8 @@ def _hooks(when: str) -> Iterator[_Hook]:
     home = f"{_DIRECTORY}/{when}"
     try:
         names = sorted(os.listdir(home))
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        yield from (_Hook(path, "it is a link that leads to nothing") for path in (_DIRECTORY, home) if os.path.islink(path))
         return
     except OSError as error:
         yield _Hook(home, error.strerror or str(error))
