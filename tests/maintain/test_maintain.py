@@ -140,14 +140,19 @@ def test_whatever_has_changed_is_walked_again(change: Any, at_rest: Run, repo: P
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_was_changed_in_the_moment_of_the_mark_is_not_forgotten(change: Any, at_rest: Run, repo: Path) -> None:
+def test_what_was_changed_in_the_moment_of_the_mark_is_not_forgotten(
+    change: Any, at_rest: Run, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file system gives the next change of a directory the time stamp of the one before: then there is no mark."""
     with Repository.open(repo) as opened:
         settle()
         before = settled.mark(opened)
         assert before != ""
         change(repo)
-        assert settled.mark(opened) == ""
+        with monkeypatch.context() as moment:
+            now = time.time_ns()
+            moment.setattr(time, "time_ns", lambda: now)  # reading may take longer than a tick
+            assert settled.mark(opened) == ""
         settle()
         assert settled.mark(opened) not in ("", before)
 
