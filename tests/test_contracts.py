@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -60,8 +60,9 @@ OTHER_WORDS = ("cfs-tags.manifest.original",)
 Finder = Callable[[ast.Module], Iterator[tuple[int, str]]]
 
 
-@cache
+@lru_cache(1)
 def nodes(code: ast.Module) -> list[ast.AST]:
+    """Those of one module at a time: later tests of this process fork it, and want it small."""
     return list(ast.walk(code))
 
 
@@ -231,15 +232,6 @@ def annotated(code: ast.Module) -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _forget() -> Iterator[None]:
-    """Later tests of this process fork it: what is remembered here goes."""
-    yield
-    parsed.cache_clear()
-    nodes.cache_clear()
-
-
-@cache
 def parsed(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text(), path)
 
@@ -267,23 +259,24 @@ def test_what_has_a_home_is_there(path: str) -> None:
 
 def test_a_public_name_is_used_by_another_module_or_documented() -> None:
     """Or it is the type of something that is. A test may look at what its module uses itself, and needs nothing made for it."""
-    codes = {path: parsed(path) for path in MODULES}
-    own = {path: own_uses(code) for path, code in codes.items()}
-    tests = [ast.parse(path.read_text()) for folder in ("tests", "bench", "scripts") for path in (ROOT / folder).rglob("*.py")]
-    examples = [ast.parse(path.read_text()) for path in (ROOT / "examples").glob("*.py")]
-    used = {(module, name) for path, code in codes.items() for module, name in uses(code) if module != dotted(path)}
-    used.update(use for code in examples for use in uses(code))
-    looked_at = {use for code in tests for use in uses(code)}
-    documented = set(re.findall(r"\w+", (ROOT / "docs/python.md").read_text() + (ROOT / "README.md").read_text()))
-    known = documented.union(*map(annotated, codes.values()))
+    known = set(re.findall(r"\w+", (ROOT / "docs/python.md").read_text() + (ROOT / "README.md").read_text()))
+    used: set[tuple[str, str]] = set()
+    public: list[tuple[str, str, bool]] = []
+    for path in MODULES:
+        code = parsed(path)
+        used.update((module, name) for module, name in uses(code) if module != dotted(path))
+        known |= annotated(code)
+        own = own_uses(code)
+        public += [(path, name, name in own) for name in public_names(code)]
+    for example in (ROOT / "examples").glob("*.py"):
+        used.update(uses(parsed(str(example))))
+    tests = (path for folder in ("tests", "bench", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    looked_at = {use for path in tests for use in uses(parsed(str(path)))}
 
     unused = [
         f"{path}: {name}"
-        for path, code in codes.items()
-        for name in public_names(code)
-        if (dotted(path), name) not in used
-        and name not in known
-        and not (name in own[path] and (dotted(path), name) in looked_at)
+        for path, name, is_used_here in public
+        if (dotted(path), name) not in used and name not in known and not (is_used_here and (dotted(path), name) in looked_at)
     ]
 
     assert set(unused) - FOR_TESTS == set()
