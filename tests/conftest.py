@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
+import cfs_tags.cli  # noqa: F401
 from support import machine, stock
 from support.peers import MISSING, PEERS, Cfsctl, peer_or_skip, short_directory
 from support.trees import copy_tree, unpack
@@ -31,6 +33,9 @@ settings.load_profile("cfs-tags")
 
 # Where the run was started in the background, interrupts are ignored, in all that it starts, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Importing the command line turns it off until main() is called; all tests are one process, which others fork.
+gc.enable()
 
 # pytest imports readline, which puts COLUMNS where os.environ does not see it and every child does.
 os.unsetenv("COLUMNS")
