@@ -47,9 +47,9 @@ def command(
     one they do not go there.  Tags of bootc's are refused unless --owner bootc says that they are meant.  A name that begins
     with - stands behind --.
 
-    A digest, or six or more of its digits, stands for the tag that names that image, where one alone does.  A pattern stands
-    for all tags that it fits and that may be deleted; where a tag has just that name, for this tag alone.  On
-    a terminal the tags are listed first, and a question is asked.
+    A digest, or six or more of its digits, stands for the tag that names that image, where one alone does; with --missing-ok
+    it does not.  A pattern stands for all tags that it fits and that may be deleted; where a tag has just that name, for this
+    tag alone.  On a terminal the tags are listed first, and a question is asked.
 
     \b
     Examples:
@@ -76,7 +76,8 @@ def command(
         nonlocal until
         seconds = files.kept_by_delete(repo) if kept is None else kept
         until = expires = rows.expiry_here(repo, seconds) if seconds else None
-        meant = dict.fromkeys(tag_of(repo, name) for name in wanted)
+        # a script's name of a tag that is gone by now must not stand for the image whose digest begins so
+        meant = dict.fromkeys(name if missing_ok else tag_of(repo, name) for name in wanted)
         absent = [name for name in meant if missing_ok and find(repo, name) is None]
         instructions = [Instruction("delete", name, expires=expires) for name in meant if name not in absent]
         made = edit.plan(repo, instructions, owners=named)

@@ -107,7 +107,8 @@ def test_digits_stand_for_an_image_and_for_the_tag_that_alone_names_it(run: Run,
 
     run("create", "other:1", WEB, ok=True)
     for text in (digits, web, f"@{web[:13]}", image):
-        for words in (("delete", text), ("rename", text, "x:1"), ("delete", text, "--missing-ok")):
+        assert run("delete", text, "--missing-ok", ok=True).out == f"absent: {text}\n"
+        for words in (("delete", text), ("rename", text, "x:1")):
             error = run(*words, "--json").json["error"]
             assert (error["code"], error["facts"]["candidates"]) == ("ambiguous-name", ["other:1", WEB])
 
