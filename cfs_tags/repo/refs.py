@@ -5,6 +5,7 @@ A look at several refs takes no lock as long as no transaction comes in between:
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -149,6 +150,7 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
 
     Raises:
         FormatError: a directory on the way is a link or file.
+        SystemFailure: the system would not say whether something is a directory.
     """
     pending = [top]
     while pending:
@@ -164,9 +166,9 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
                         yield RefEntry(place, os.readlink(name, dir_fd=fd))
                     except FileNotFoundError:
                         continue
-                    except OSError:
+                    except OSError as error:
                         # whatever the system says: all that stands in a directory would be left out
-                        if _is_directory(fd, name):
+                        if _is_directory(fd, name, is_no_link=error.errno == errno.EINVAL):
                             pending.append(place)
                         else:
                             yield RefEntry(place, None)
@@ -174,8 +176,12 @@ def walk(repo: ReadRepo, top: str) -> Iterator[RefEntry]:
             os.close(fd)
 
 
-def _is_directory(fd: int, name: str) -> bool:
+def _is_directory(fd: int, name: str, *, is_no_link: bool) -> bool:
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
     except OSError:
+        if is_no_link:
+            raise
         return False

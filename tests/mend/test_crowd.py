@@ -403,7 +403,9 @@ def test_what_a_liar_announces_is_not_asked(network: Network) -> None:
     liar = start(network.names[0], ["-c", LIAR, near, self])
     with beside(liar, liar.stdout, b"ready"):  # type: ignore[arg-type]
         found = ended(start(network.names[1], ["-c", FIND])).split()
+        few = ended(start(network.names[1], ["-c", f"from cfs_tags.apps import lan; lan._MOST = 2\n{FIND}"])).split()
     assert set(found) == {f"http://{near}:{port}" for port in (80, 81, 8080)}
+    assert (len(few), set(few) <= set(found)) == (2, True)
 
 
 @pytest.fixture

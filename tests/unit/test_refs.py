@@ -122,6 +122,27 @@ def test_what_is_no_link_is_not_taken_for_an_expected_one(stocked: Path, links: 
     assert leftovers(stocked) == []
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_directory_that_the_system_does_not_say_to_be_one_is_not_left_out(
+    stocked: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """What stands in it would be taken for absent."""
+    (stocked / PRIVATE / "below").mkdir(parents=True)
+    look = os.stat
+
+    def refused(path: object, *args: object, **named: object) -> os.stat_result:
+        if path == "below":
+            raise OSError(number, os.strerror(number))
+        return look(path, *args, **named)  # type: ignore[call-overload, no-any-return]
+
+    with Repository.open(stocked) as repo:
+        monkeypatch.setattr(os, "stat", refused)
+        with pytest.raises(SystemFailure) as caught:
+            list(refs.walk(repo, PRIVATE))
+
+    assert caught.value.errno == number
+
+
 def test_a_change_to_what_is_there_already_touches_nothing(stocked: Path, links: dict[str, str]) -> None:
     make_tag(stocked, "app", digest_of(stocked, "one"))
     before = tree(stocked)
