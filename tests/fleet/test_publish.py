@@ -32,6 +32,12 @@ def untag(shop: Distribution, *tags: str) -> None:
         assert shop.fetch(f"/v2/{OS}/manifests/{tag}", "DELETE").status == 202
 
 
+def lose_images(shop: Distribution) -> None:
+    """Delete the tags of all images upstream, and collect what no other tag keeps."""
+    untag(shop, "same", "old", "new")
+    shop.collect()
+
+
 def done(said: Any) -> dict[str, str]:
     """What became of each tag."""
     return {row["tag"]: row["done"] for row in said.json["result"]["tags"]}
@@ -45,8 +51,7 @@ def test_what_a_host_uses_has_tags_and_stays(publish: Any, host: Host, shop: Dis
     said = publish(host)
     assert said.status == 0, said
     assert done(said) == {BOOTED: "created", ROLLBACK: "created"}
-    untag(shop, "same", "old", "new")
-    shop.collect()
+    lose_images(shop)
     used = {host.pool.images[name].manifest for name in ("old", "new")}
     assert all(shop.is_pullable(OS, digest) for digest in used)
     assert shop.manifests(OS) == used | {said.result["artifact"]}
@@ -135,8 +140,7 @@ def test_while_tags_move_nothing_is_without_one(
 
 
 def test_what_the_registry_has_lost_is_said_and_restored(publish: Any, host: Host, shop: Distribution, skopeo: Path) -> None:
-    untag(shop, "same", "old", "new")
-    shop.collect()
+    lose_images(shop)
     said = publish(host)
     assert said.status == 4
     assert done(said) == {BOOTED: "lost", ROLLBACK: "lost"}
@@ -175,8 +179,7 @@ def test_a_registry_that_collects_between_blobs_and_manifest_gets_them_again(
     collections: int, status: int, publish: Any, host: Host, shop: Distribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay(host, "new")
-    untag(shop, "same", "old", "new")
-    shop.collect()
+    lose_images(shop)
     pushed = 0
     original = restoring.restore
 
@@ -202,8 +205,7 @@ def test_what_a_collection_takes_that_had_begun_before_the_manifest_came_is_push
 ) -> None:
     """The collector has marked before, and deletes afterwards: here it runs on a copy, and what it deletes there is deleted."""
     lay(host, "new")
-    untag(shop, "same", "old", "new")
-    shop.collect()
+    lose_images(shop)
     original, tags = Client.put, 0
 
     def put(client: Client, reference: str, *given: Any) -> None:
