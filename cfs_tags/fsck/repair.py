@@ -16,6 +16,7 @@ same.  Nothing else is removed, nothing is overwritten but a link that leads to 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -313,7 +314,9 @@ def repair(
 
     def planner() -> RepairPlan:
         reports.append(check(repo, jobs=jobs))
-        return planned(reports[-1])
+        made = planned(reports[-1])
+        _refuse_another_choice(first, made)
+        return made
 
     done = run.transact(
         repo, planner, note, timeout, exclusive=True, prepare=lambda made: _execute(repo, made, reflog.timestamp())
@@ -321,6 +324,15 @@ def repair(
     last = reports[-1]
     done = done._replace(recovers=first.recovers)
     return Repaired(last, done, _marked(of_both(report.findings, last.findings), done, last))
+
+
+def _refuse_another_choice(first: RepairPlan, last: RepairPlan) -> None:
+    """Of two splitstreams with one content the better one could not be read once: the other is not taken for that."""
+    chosen = {link.path: link.object for link in first.links}
+    for link in last.links:
+        if chosen.get(link.path, link.object) != link.object:
+            reason = f"object {link.object[:12]}… was found for it, {chosen[link.path][:12]}… a moment before: run it again"
+            raise SystemFailure(operation="repair", path=link.path, reason=reason, errno=errno.EAGAIN)
 
 
 def _with_pins(repo: WriteRepo, findings: Sequence[Finding], timeout: float, *, dry_run: bool) -> list[Finding]:

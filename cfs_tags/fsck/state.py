@@ -25,8 +25,9 @@ _DOCUMENTS: Mapping[str, Callable[[ReadRepo], object] | None] = {
     f"{layout.STATE}/good.json": good_boots,
     f"{layout.STATE}/maintain.json": None,
     f"{layout.STATE}/undo/migration.json": None,
+    LOCK_FILE: lambda repo: _open(LOCK_FILE, repo),
 }
-"""Files of JSON, and what reads them where the layers let it be asked."""
+"""Files of JSON and the one that is locked, and what reads them where the layers let it be asked."""
 _MAX = 256 << 20
 
 
@@ -123,6 +124,12 @@ def _describe(repo: ReadRepo, path: str) -> str:
     if journal is None:
         return "no journal of this program: the next command that writes sets it aside"
     return f"a change of {len(journal.changes)} refs was interrupted"
+
+
+def _open(path: str, repo: ReadRepo) -> None:
+    fd = repo.open_file(path)
+    if fd is not None:
+        os.close(fd)
 
 
 def _load(path: str, repo: ReadRepo) -> None:

@@ -75,6 +75,7 @@ class _Tree:
         """The paths that these names may mean: the exact one where it is there, else those of another case.
 
         Raises:
+            FormatError: a link on the way leads to nothing, or in a circle.
             SystemFailure: a directory could not be read.
         """
         found = [""]
@@ -91,7 +92,7 @@ class _Tree:
                 for one in self.top.names(posixpath.join(path, ".")) or ():
                     names.setdefault(one.casefold(), []).append(one)
             except FormatError:
-                pass  # no directory: nothing is below it
+                self.target(path)  # nothing is below a file
             self._names[path] = names
         same = names.get(name.casefold(), [])
         return [name] if name in same else sorted(same)
@@ -102,6 +103,7 @@ class _Tree:
         Raises:
             FormatError: it leads out, to nothing, or in a circle.
         """
+        first = path
         for _ in range(_MAX_LINKS):
             try:
                 if not stat.S_ISLNK(self.top.status(path).st_mode):
@@ -114,7 +116,7 @@ class _Tree:
             path = posixpath.normpath(posixpath.join(posixpath.dirname(path), text)).lstrip("/")
             if path.split("/")[0] == "..":
                 break
-        raise FormatError(structure="file system", offset=0, wanted="a file", found=f"a link to {path}", path=self.shown(path))
+        raise FormatError(structure="file system", offset=0, wanted="a file", found=f"a link to {path}", path=self.shown(first))
 
 
 class _Program(NamedTuple):

@@ -18,8 +18,10 @@ Which of them could be read is part of the answer: what was not read may have an
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -91,7 +93,7 @@ class Sysroot(NamedTuple):
             cmdline = cmdline if cmdline is not None else _text(_CMDLINE)
             mounts = _mount_sources()
             loader_info = _loader_info()
-            if not os.path.isdir("/sys/firmware/efi"):
+            if not _may_be_there("/sys/firmware/efi", stat.S_ISDIR):
                 absent |= {"esp"}
         boot = boot or _first(_boot_like, f"{root}/boot", *(("/boot",) if live else ()))
         places = [f"{root}/boot/efi", f"{root}/efi", f"{root}/boot", *(("/boot/efi", "/efi", "/boot") if live else ())]
@@ -223,8 +225,9 @@ class _Reader:
                     self._aboot_file(top, name, name in slots)
                 for name in sorted({*(top.names(".") or ())} - {paths.ABOOT_SLOTS, *paths.ABOOT_RECORDS}):
                     self._sightings.see_mentioned(top.read_file(name, MAX_STAGED) or b"", "aboot")
-        except FileNotFoundError:
-            return
+        except FileNotFoundError as error:
+            if os.path.islink(path):
+                self._sightings.place("aboot", path, reason_of(error))
         except (OSError, CfsTagsError) as error:
             self._sightings.place("aboot", path, reason_of(error))
         else:
@@ -281,7 +284,7 @@ class _Reader:
             return bootloader(self._sysroot.loader_info)
         # without the word of the firmware: GRUB keeps a directory of its own in /boot, systemd-boot none
         boot = self._sysroot.boot
-        grub = boot is None or any(os.path.isdir(os.path.join(boot, name)) for name in paths.GRUB_DIRECTORIES)
+        grub = boot is None or any(_may_be_there(os.path.join(boot, name), stat.S_ISDIR) for name in paths.GRUB_DIRECTORIES)
         return GRUB if grub or not _esp_like(self._sysroot.esp or boot or "") else SYSTEMD_BOOT
 
 
@@ -301,11 +304,19 @@ def _first(fits: Callable[[str], bool], *paths: str) -> str | None:
 
 def _boot_like(path: str) -> bool:
     scripts = (f"{directory}/{paths.USER_CFG}" for directory in paths.GRUB_DIRECTORIES)
-    return any(os.path.exists(os.path.join(path, name)) for name in (paths.ENTRIES, paths.ENTRIES_STAGED, *scripts))
+    return any(_may_be_there(os.path.join(path, name)) for name in (paths.ENTRIES, paths.ENTRIES_STAGED, *scripts))
 
 
 def _esp_like(path: str) -> bool:
-    return os.path.isdir(os.path.join(path, paths.EFI))
+    return _may_be_there(os.path.join(path, paths.EFI), stat.S_ISDIR)
+
+
+def _may_be_there(path: str, fits: Callable[[int], bool] = bool) -> bool:
+    """Whether something with a mode that fits is there, or the system would not say: who reads it says why it cannot."""
+    try:
+        return fits(os.stat(path).st_mode)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
 
 
 def _text(path: str) -> str | None:

@@ -19,6 +19,9 @@ from cfs_tags.repo.directory import is_settled
 from cfs_tags.repo.store import ReadRepo
 from cfs_tags.values import ContentId, Digest, ObjectId
 
+_NOT_WHOLE = (DamagedError, NotFoundError, UnsupportedError)
+"""What is raised of an image that is not served, and of no other."""
+
 
 def stamp(repo: ReadRepo, path: str) -> int | None:
     """When a directory of the repository was changed last, in nanoseconds since 1970; None where there is none."""
@@ -98,7 +101,7 @@ class Manifests:
                 made = manifest(self._repo, digest)
                 if isinstance(made, Manifest):
                     self._remember(digest, stream, made)
-        except (DamagedError, NotFoundError, UnsupportedError) as error:
+        except _NOT_WHOLE as error:
             return NotServed(error.message)
         if isinstance(made, Manifest):
             names = array("q", map(hash, made.blobs))
@@ -125,9 +128,12 @@ class Manifests:
             self._missing.clear()
             self._objects = stamps if all(one is None or is_settled(one, taken) for one in stamps) else ()
         if made.original not in self._holes:
-            found = images.missing_content(self._repo, made.original, self._missing)
-            gone = next((one for one in found if not one.key.startswith(images.EROFS_KEY)), None)
-            self._holes[made.original] = images.describe(self._repo, gone) if gone is not None else None
+            try:
+                found = images.missing_content(self._repo, made.original, self._missing)
+                gone = next((one for one in found if not one.key.startswith(images.EROFS_KEY)), None)
+                self._holes[made.original] = images.describe(self._repo, gone) if gone is not None else None
+            except _NOT_WHOLE as error:
+                self._holes[made.original] = error.message
         reason = self._holes[made.original]
         return made if reason is None else NotServed(reason)
 

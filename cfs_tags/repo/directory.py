@@ -260,7 +260,8 @@ def all_names(fd: int) -> list[str]:
 class HostDirectory(Directory):
     """A directory of the running system (``/boot``, ``/run``), where a link may be a directory: ``/boot/loader`` often is.
 
-    The last component of a path is not followed here either.
+    The last component of a path is not followed here either.  What is below a link that leads nowhere is not absent: what
+    it leads to may be on a disk that is not mounted.
     """
 
     def status(self, path: str) -> os.stat_result:
@@ -269,7 +270,22 @@ class HostDirectory(Directory):
 
     def descriptor(self, path: str, flags: int = _FILE) -> int:
         """A descriptor of what is at ``path``."""
-        return os.open(path, flags, dir_fd=self.fd)
+        try:
+            return os.open(path, flags, dir_fd=self.fd)
+        except FileNotFoundError:
+            if self._leads_nowhere(path):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+            raise
+
+    def _leads_nowhere(self, path: str) -> bool:
+        """Whether the last thing that is there on the way to a path is a link."""
+        parts = path.split("/")
+        for number in range(len(parts) - 1, 0, -1):
+            try:
+                return stat.S_ISLNK(self.status("/".join(parts[:number])).st_mode)
+            except FileNotFoundError:
+                continue
+        return False
 
 
 def _read(fd: int, size: int) -> bytes:

@@ -417,8 +417,8 @@ class WriteRepo(ReadRepo):
         Raises:
             SystemFailure: the system refused.
         """
-        _, kind, name = path.split("/")
-        place = f"{layout.QUARANTINE}/{kind}-{name}-{os.urandom(4).hex()}"
+        name = path.removeprefix(f"{layout.STATE}/").replace("/", "-")
+        place = f"{layout.QUARANTINE}/{name}-{os.urandom(4).hex()}"
         self.make_directories(layout.QUARANTINE)
         try:
             fsops.rename(self.fd, path, place)

@@ -13,12 +13,13 @@ import pytest
 
 from cfs_tags import Repository, gc
 from cfs_tags.apps.importing.choose import Options
+from cfs_tags.cli.main import main
 from cfs_tags.errors import CfsTagsError
 from cfs_tags.fsck.check import check, fsck
 from cfs_tags.fsck.repair import repair
 from cfs_tags.repo import fsops, incoming
 from cfs_tags.repo.incoming import INCOMING, Incoming
-from cfs_tags.repo.store import ReadRepo
+from cfs_tags.repo.store import ReadRepo, WriteRepo
 from support import tagging
 from support.images import Image, app_image, build_index
 from support.importing import import_image
@@ -119,7 +120,16 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "delete": lambda path: _edit(path, lambda opened: tagging.delete(opened, ["app"])),
     "gc": lambda path: _edit(path, lambda opened: gc.collect(opened, gc.GcOptions())),
     "fsck --repair": lambda path: _edit(path, lambda opened: repair(opened, jobs=1)),
+    "rename": lambda path: _edit(path, lambda opened: tagging.rename(opened, "app", "moved")),
+    "restore": lambda path: _edit(path, _deleted_and_back),
+    "another import": lambda path: import_image(path, app_image(path.parent / "more", "more").source, "more", SHARED),
+    "maintain": lambda path: main(["--repo", str(path), "maintain", "--no-sysroot", "--check-every", "0"]),
 }
+
+
+def _deleted_and_back(opened: WriteRepo) -> None:
+    tagging.delete(opened, ["app"], expires="20990101T000000Z")
+    tagging.restore(opened, "app")
 
 
 def _edit(path: Path, act: Callable[..., object]) -> None:
@@ -284,6 +294,58 @@ def test_all_images_of_an_index_move_their_tags_without_an_exchange(repo: Path, 
     after = {path.name: os.readlink(path) for path in (repo / "streams/refs/oci").iterdir()}
     assert before.keys() == after.keys()
     assert all(before[name] != after[name] for name in before)
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_tag_that_leads_nowhere_moves_without_an_exchange(repo: Path, image: Image, cfsctl: Cfsctl) -> None:
+    import_image(repo, image.source, "app", SHARED)
+    (repo / f"streams/oci-manifest-{image.manifest_digest}").unlink()
+    with without_exchange():
+        import_image(repo, image.source, "app", MOVED, timeout=2)
+
+    assert (repo / "streams/refs/oci/app").exists()
+    cfsctl.assert_healthy(repo)
+
+
+def test_a_killed_import_that_moves_a_tag_without_an_exchange_is_finished_by_the_next(
+    repo: Path, image: Image, other: Image, tmp_path: Path, cfsctl: Cfsctl
+) -> None:
+    import_image(repo, image.source, "app", SHARED)
+    with without_exchange():
+        for attempt in every_stop(
+            lambda number: copy_tree(repo, tmp_path / f"{number}"),
+            lambda path: import_image(path, other.source, "app", MOVED, timeout=2),
+            kill_after,
+        ):
+            import_image(attempt.subject, other.source, "app", MOVED, timeout=2)
+
+            assert os.readlink(attempt.subject / "streams/refs/oci/app").endswith(other.manifest_digest), attempt.number
+            cfsctl.assert_healthy(attempt.subject)
+
+
+def test_a_tag_that_a_peer_moves_while_the_lock_changes_hands_is_moved_from_there(
+    repo: Path, image: Image, other: Image, tmp_path: Path, cfsctl: Cfsctl
+) -> None:
+    third = app_image(tmp_path / "layout", "three")
+    import_image(repo, third.source, "third", SHARED)
+    import_image(repo, image.source, "app", SHARED)
+    moved: list[bool] = []
+    locked = ReadRepo.locked
+
+    def move_first(self: ReadRepo, mode: str = "shared", timeout: float = 30.0) -> object:
+        if mode == "exclusive" and not moved:
+            moved.append(True)
+            cfsctl(repo, "oci", "tag", third.manifest_digest, "app")
+        return locked(self, mode, timeout)  # type: ignore[arg-type]
+
+    with without_exchange(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReadRepo, "locked", move_first)
+        done = import_image(repo, other.source, "app", MOVED, timeout=5)
+
+    assert moved
+    [result] = done.tags.results
+    assert third.manifest_digest in str(result.old)
+    assert os.readlink(repo / "streams/refs/oci/app").endswith(other.manifest_digest)
     cfsctl.assert_healthy(repo)
 
 

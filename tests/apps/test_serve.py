@@ -482,26 +482,53 @@ def test_a_blob_that_lacks_an_object_is_cut_short_and_the_log_says_why(served: S
     assert served.get("/v2/").status == 200
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_an_image_that_lacks_a_file_of_a_layer_is_not_served_until_it_is_back(served: Served, shop: Shop, cut: bool) -> None:
+SPOILED: dict[str, Callable[[Path], object]] = {
+    "is removed": lambda _: None,
+    "is empty": Path.touch,
+    "is other bytes": lambda path: path.write_bytes(b"x"),
+    "is a directory": Path.mkdir,
+    "is a link to nothing": lambda path: path.symlink_to("/nonexistent"),
+    "is a link to what is not of here": lambda path: path.symlink_to("/etc/passwd"),
+    "is a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "spoiled"),
+    [
+        (what, spoiled)
+        for what in ("a file of a layer", "a layer", "the config")
+        for spoiled in SPOILED
+        if (what, spoiled) != ("a file of a layer", "is other bytes")  # whoever takes that layer sees it: nobody else reads it
+    ],
+)
+def test_an_image_of_which_something(served: Served, shop: Shop, what: str, spoiled: str) -> None:
+    """Is not served, by tag and by digest, until it is back; the others are."""
     path = f"/v2/{ZSTD}/manifests/2"
     digest = served.get(path).headers["docker-content-digest"]
     with Repository.open(shop.repo) as repo:
-        stream = repo.stream_object(ContentId.layer(Digest(shop.zstd.diff_ids[1])))
-        assert stream is not None
-        gone = shop.repo / layout.object_path(repo.stream(stream, "test").object_refs[-1])
+        layer = repo.stream_object(ContentId.layer(Digest(shop.zstd.diff_ids[1])))
+        config = repo.stream_object(ContentId.config(Digest(shop.zstd.config_digest)))
+        assert layer is not None
+        assert config is not None
+        file_of_it = repo.stream(layer, "test").object_refs[-1]
+    lost = {"a file of a layer": file_of_it, "a layer": layer, "the config": config}[what]
+    gone = shop.repo / layout.object_path(lost)
     content = gone.read_bytes()
     time.sleep(0.2)
     assert served.get(path).status == 200
     gone.unlink()
-    if cut:
-        gone.touch()
+    SPOILED[spoiled](gone)
     for reference in ("2", digest):
         answer = served.get(f"/v2/{ZSTD}/manifests/{reference}")
         assert (answer.status, answer.code) == (404, "MANIFEST_UNKNOWN")
-        assert "lacks usr/f" in answer.json["errors"][0]["message"]
+        assert what != "a file of a layer" or "lacks usr/f" in answer.json["errors"][0]["message"]
+        assert served.get(f"/v2/{ZSTD}/manifests/{reference}", method="HEAD").status == 404
     assert served.get(f"/v2/{WEB}/manifests/1").status == 200
-    gone.unlink(missing_ok=True)
+    if spoiled == "is a directory":
+        gone.rmdir()
+    else:
+        gone.unlink(missing_ok=True)
     gone.write_bytes(content)
     assert served.get(path).status == 200
 

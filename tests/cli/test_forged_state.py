@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +119,39 @@ def test_what_is_no_file_holds_nothing_up(name: str, kind: str, repo: Path, run:
     said = run("fsck", "--json")
 
     assert f"cfs-tags/{name}" in {one["path"] for one in said.json["result"]["findings"]}
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe", "directory", "full directory", "link", "dangling link"])
+def test_what_is_in_the_place_of_the_lock_file_is_named_and_set_aside(kind: str, repo: Path, run: Run) -> None:
+    path = repo / "cfs-tags/refs.lock"
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as bound:
+            here = os.getcwd()
+            os.chdir(path.parent)  # the name of a socket has at most 107 bytes
+            bound.bind(path.name)
+            os.chdir(here)
+    else:
+        make: dict[str, Callable[[], object]] = {
+            "pipe": lambda: os.mkfifo(path),
+            "directory": path.mkdir,
+            "full directory": lambda: (path / "below").mkdir(parents=True),
+            "link": lambda: path.symlink_to("/etc/passwd"),
+            "dangling link": lambda: path.symlink_to("nowhere"),
+        }
+        make[kind]()
+    assert "cfs-tags/refs.lock" in {one["path"] for one in run("fsck", "--json").json["result"]["findings"]}
+
+    program = [sys.executable, "-m", "cfs_tags", "--repo", repo, "create"]
+    writers = [subprocess.Popen([*program, f"new{number}", "quay.io/apps/web:1"]) for number in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+
+    assert path.is_file()
+    assert not path.is_symlink()
+    (aside,) = (repo / "cfs-tags/quarantine").iterdir()
+    assert f"cfs-tags/quarantine/{aside.name}" in {one["path"] for one in run("fsck", "--json").json["result"]["findings"]}
+    assert {f"new{number}" for number in range(4)} <= {one["name"] for one in run("list", "--json").json["result"]}
 
 
 def test_a_record_of_folders_that_cannot_be_is_kept_and_stops_no_command(repo: Path, run: Run) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.host import refs
-from cfs_tags.host.sysroot import SysrootView
+from cfs_tags.host.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId, Digest
 from deployments.conftest import sysroot_of, view_of
 from support.peers import Cfsctl
@@ -214,6 +214,16 @@ def entries_are_a_link(host: Host) -> dict[str, Any]:
     return {}
 
 
+def loader_is_a_link_to(target: str, path: str = "boot/loader") -> Callable[[Host], dict[str, Any]]:
+    def make(host: Host) -> dict[str, Any]:
+        if (host.root / path).exists():
+            shutil.rmtree(host.root / path)
+        (host.root / path).symlink_to(target)
+        return {}
+
+    return make
+
+
 def no_state(host: Host) -> dict[str, Any]:
     (host.root / "state/deploy").rename(host.root / "state/away")
     return {}
@@ -237,6 +247,13 @@ def no_state(host: Host) -> dict[str, Any]:
         (unreadable_uki, "broken.efi"),
         (unreadable_staged_file, "/staged-deployment) could not be read: staged-deployment at byte 1"),
         (entries_are_a_link, "a link"),
+        (loader_is_a_link_to("loader"), "a link to loader"),
+        (loader_is_a_link_to("loader.1"), "a link to loader.1"),
+        (loader_is_a_link_to("/mnt/not-mounted/loader"), "a link to "),
+        (loader_is_a_link_to("nowhere", "boot/grub2"), "a link to nowhere"),
+        (loader_is_a_link_to("nowhere", "boot/EFI"), "a link to nowhere"),
+        (loader_is_a_link_to("nowhere", "run/composefs"), "run/composefs"),
+        (loader_is_a_link_to("nowhere", "state"), "/state/deploy) could"),
         (no_state, "/state/deploy) could not be read: No such file"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value))[:30] if not isinstance(value, str) else value[:20],
@@ -261,6 +278,21 @@ def test_a_boot_partition_that_is_not_mounted_keeps_all(on: On, referred: Host) 
 
     assert "retired" not in said.out
     assert "is /boot mounted?" in said.out
+
+
+@pytest.mark.parametrize(("loop", "part"), [("boot/efi", "esp"), ("efi", "esp"), ("boot", "boot"), ("boot/loader", "boot")])
+def test_a_part_that_the_system_would_not_say_to_be_there_is_not_absent(referred: Host, loop: str, part: str) -> None:
+    """Nor is another one taken for it."""
+    path = referred.root / loop
+    if path.exists():
+        shutil.rmtree(path)
+    path.symlink_to(path.name)
+    found = Sysroot.find(str(referred.root))
+
+    assert getattr(found, part) == str(path if part == "esp" else referred.root / "boot")
+    rows = retire(referred, boot=found.boot, esp=found.esp, without=frozenset({"esp"} - {part}))
+    assert rows["old"][0] == "kept"
+    assert str(path) in rows["old"][1]
 
 
 def test_a_part_that_the_system_does_not_have_is_not_missed(on: On, referred: Host) -> None:

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cfs_tags import Repository, gc
-from cfs_tags.errors import BrokenRoots, CfsTagsError, ExpectationFailed, LockTimeout
+from cfs_tags.errors import BrokenRoots, CfsTagsError, ExpectationFailed, LockTimeout, SystemFailure
 from cfs_tags.formats import splitstream
 from cfs_tags.formats.erofswalk import image_refs
 from cfs_tags.fsck.repair import Repaired, repair
@@ -21,7 +22,7 @@ from cfs_tags.repo import fsops, reflog
 from cfs_tags.repo.store import WriteRepo
 from cfs_tags.repo.transaction import run
 from cfs_tags.tags import edit, instructions
-from cfs_tags.values import Algorithm
+from cfs_tags.values import Algorithm, ObjectId
 from fsck.damage import APP, HOST, SMALL, check, codes, cut, drop, failing, flip, link, manifest, object_at, relink, stream
 from support.garbage import add_stream
 from support.images import Cfsctl, host_image, pull_image
@@ -196,6 +197,35 @@ def test_of_several_objects_with_the_content_the_one_with_most_behind_it_is_link
 
     mend(repo)
 
+    assert os.readlink(repo / path) == text
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_the_better_object_is_not_passed_over_where_it_could_not_be_read_once(
+    new_repo: Callable[..., Path], cfsctl: Cfsctl, tmp_path: Path, number: int
+) -> None:
+    repo = new_repo()
+    pull_image(cfsctl, repo, host_image(tmp_path / "layout", "41.1"), "os", bootable=True)
+    path = stream(repo, "os", "manifest")
+    text = drop(repo / path)
+    better = text.replace("../objects/", "").replace("/", "")
+    opened: list[str] = []
+    original = WriteRepo.open_object
+
+    def refuse(self: WriteRepo, object_id: ObjectId, needed_by: str) -> int:
+        opened.extend([object_id] if object_id == better else [])
+        if object_id == better and len(opened) == number + 1:
+            raise SystemFailure(operation="open", path=object_id, reason="Permission denied", errno=errno.EACCES)
+        return original(self, object_id, needed_by)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WriteRepo, "open_object", refuse)
+        with suppress(SystemFailure):
+            mend(repo)
+
+    assert opened
+    assert not (repo / path).is_symlink() or os.readlink(repo / path) == text
+    mend(repo)
     assert os.readlink(repo / path) == text
 
 

@@ -10,7 +10,7 @@ from threading import get_ident
 from time import monotonic
 
 from cfs_tags.errors import CfsTagsError, ExpectationFailed, LockTimeout, RefusedError, SystemFailure
-from cfs_tags.repo import clock, fsops, reflog
+from cfs_tags.repo import clock, fsops, layout, reflog
 from cfs_tags.repo.layout import JOURNALS, LOCK_FILE, TMP
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.repo.store import ReadRepo, WriteRepo
@@ -124,7 +124,7 @@ def record(
 def _locked(repo: WriteRepo, timeout: float, method: Method, *, held: bool) -> Iterator[None]:
     deadline = monotonic() + timeout
     with nullcontext() if held else repo.locked("exclusive" if method is Method.ALONE else "shared", timeout):
-        _make_state(repo)
+        _make_state(repo, deadline)
         lock = Lock.of(repo.fd, LOCK_FILE, os.path.join(repo.path, LOCK_FILE))
         left = max(0.0, deadline - monotonic())
         try:
@@ -139,16 +139,32 @@ def _locked(repo: WriteRepo, timeout: float, method: Method, *, held: bool) -> I
             raise
 
 
-def _make_state(repo: WriteRepo) -> None:
-    """Make the directories of our state, once."""
+def _make_state(repo: WriteRepo, deadline: float) -> None:
+    """Make the directories of our state and the file that is locked, once."""
     for path in (TMP, JOURNALS, reflog.DIRECTORY):
         repo.make_directories(path)
     try:
         fsops.create_file(repo.fd, LOCK_FILE, b"")
     except FileExistsError:
-        pass
+        if not repo.is_file(LOCK_FILE):
+            _set_lock_file_aside(repo, deadline)
     except OSError as error:
         raise _failure(error, repo, LOCK_FILE) from error
+
+
+def _set_lock_file_aside(repo: WriteRepo, deadline: float) -> None:
+    """Put a file in the place of a link, socket, pipe, device or directory, which no writer has locked.
+
+    Writers that find it do so in turn, with the directory locked: the file that the first one made stays for the others.
+    """
+    lock = Lock.of(repo.fd, layout.STATE, os.path.join(repo.path, layout.STATE))
+    with lock.hold("exclusive", repo.fd, layout.STATE, max(0.0, deadline - monotonic()), queue=True):
+        if not repo.is_file(LOCK_FILE):
+            repo.set_aside(LOCK_FILE)
+            try:
+                fsops.create_file(repo.fd, LOCK_FILE, b"")
+            except OSError as error:
+                raise _failure(error, repo, LOCK_FILE) from error
 
 
 def _recover(swap: Swap, command: Command[P] | None, moves: list[Moves]) -> P | None:
