@@ -51,8 +51,7 @@ soak: $(VENV)/tools
 attack: $(VENV)/tools
 	CFS_TAGS_ATTACK_SECONDS=$${CFS_TAGS_ATTACK_SECONDS:-300} $(IN)/python -m pytest -s tests/hostile/test_attack.py $(PYTEST_ARGS)
 
-fuzz: $(VENV)/tools
-	$(IN)/python $(PIP) install 'atheris>=3,<4'
+fuzz: $(VENV)/fuzzer
 	cd tests && ../$(IN)/python -m fuzz.run $(FUZZ_ARGS)
 
 large: $(VENV)/tools
@@ -82,6 +81,10 @@ $(VENV)/installed: pyproject.toml scripts/make-venv
 
 $(VENV)/tools: $(VENV)/installed
 	$(IN)/python $(PIP) install --editable '.[dev]'
+	@touch $@
+
+$(VENV)/fuzzer: $(VENV)/tools
+	$(IN)/python $(PIP) install 'atheris>=3,<4'
 	@touch $@
 
 # A wheel with compiled bytecode: start-up is measured as users have it, whatever the environment says about bytecode.

@@ -21,6 +21,7 @@ import pytest
 from fuzz.bounds import TooSlow, within_bounds
 from fuzz.targets import TARGETS, corpus, run
 from support.everywhere import Said
+from support.peers import no_peer
 
 FORM = os.environ.get("CFS_TAGS_PROOF", "short")
 SEED = int(os.environ.get("CFS_TAGS_SEED") or random.SystemRandom().randrange(1_000_000))
@@ -105,7 +106,7 @@ def test_a_fuzzer_that_is_guided_by_coverage_finds_nothing(name: str, tmp_path: 
     if not RUNS:
         pytest.skip("only with CFS_TAGS_PROOF=ci, or by 'make fuzz'")
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not here: pip install atheris")
+        no_peer("atheris", "'make fuzz' installs it")
     said = fuzz(name, f"-runs={RUNS}", f"-seed={SEED % 2**31}", f"-artifact_prefix={tmp_path}/")
     kept = [f"{path}: {path.read_bytes()[:300]!r}" for path in tmp_path.iterdir()]
     assert said.status == 0, f"CFS_TAGS_SEED={SEED}\n{said.err[-6000:]}\n{kept}"
