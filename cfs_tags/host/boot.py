@@ -118,6 +118,30 @@ class _Tree:
                 break
         raise FormatError(structure="file system", offset=0, wanted="a file", found=f"a link to {path}", path=self.shown(first))
 
+    def is_directory(self, path: str) -> bool:
+        """Whether a directory is at a path; programs that are links are followed by who reads them.
+
+        Raises:
+            FormatError: it is a link to a directory.
+            SystemFailure: the system would not say, or it is a link that leads nowhere: there may be a directory behind it.
+        """
+        with self.top.reading(path):
+            try:
+                mode = self.top.status(path).st_mode
+            except FileNotFoundError:  # it went
+                return False
+            if not stat.S_ISLNK(mode) or paths.is_program(path):
+                return stat.S_ISDIR(mode)
+            try:
+                behind = os.stat(path, dir_fd=self.top.fd).st_mode
+            except FileNotFoundError:
+                if "/" not in path:  # kernels that are gone leave such links in /boot itself
+                    return False
+                raise
+        if stat.S_ISDIR(behind):
+            raise FormatError(structure="file system", offset=0, wanted="a directory", found="a link", path=self.shown(path))
+        return False
+
 
 class _Program(NamedTuple):
     """What an EFI program or a kernel has for a command line; ``reason`` says why that is not known."""
@@ -408,11 +432,7 @@ class _Reader:
                 )
             for name in names:
                 path = posixpath.join(directory, name)
-                if tree.top.is_directory(posixpath.join(path, ".")):
-                    if not tree.top.is_directory(path):
-                        raise FormatError(
-                            structure="file system", offset=0, wanted="a directory", found="a link", path=tree.shown(path)
-                        )
+                if tree.is_directory(path):
                     waiting.append((path, depth + 1))
                 elif paths.is_program(name):
                     yield from self._lone_program(tree, path)

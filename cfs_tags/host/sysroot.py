@@ -219,15 +219,16 @@ class _Reader:
         """Slots and records of deployments that Android's boot loader starts: they have no boot entries."""
         path = os.path.join(self._sysroot.root, paths.ABOOT)
         try:
-            with Directory(path) as top:
+            with HostDirectory(self._sysroot.root) as root:
+                fd = root.directory(f"{paths.ABOOT}/.")
+            if fd is None:
+                return
+            with Directory(path, fd) as top:
                 slots = [f"{paths.ABOOT_SLOTS}/{name}" for name in sorted(top.names(paths.ABOOT_SLOTS) or ())]
                 for name in (*slots, *paths.ABOOT_RECORDS):
                     self._aboot_file(top, name, name in slots)
                 for name in sorted({*(top.names(".") or ())} - {paths.ABOOT_SLOTS, *paths.ABOOT_RECORDS}):
                     self._sightings.see_mentioned(top.read_file(name, MAX_STAGED) or b"", "aboot")
-        except FileNotFoundError as error:
-            if os.path.islink(path):
-                self._sightings.place("aboot", path, reason_of(error))
         except (OSError, CfsTagsError) as error:
             self._sightings.place("aboot", path, reason_of(error))
         else:

@@ -218,10 +218,30 @@ def loader_is_a_link_to(target: str, path: str = "boot/loader") -> Callable[[Hos
     def make(host: Host) -> dict[str, Any]:
         if (host.root / path).exists():
             shutil.rmtree(host.root / path)
+        (host.root / path).parent.mkdir(parents=True, exist_ok=True)
         (host.root / path).symlink_to(target)
         return {}
 
     return make
+
+
+def efi_is_a_link(host: Host) -> dict[str, Any]:
+    esp(host)
+    (host.root / "efi/EFI").rename(host.root / "efi/real")
+    (host.root / "efi/EFI").symlink_to("real")
+    return {}
+
+
+def behind_a_long_path(host: Host) -> dict[str, Any]:
+    """Longer than the system takes in one piece."""
+    fd = os.open(esp(host), os.O_RDONLY)
+    for _ in range(17):
+        os.mkdir("d" * 250, dir_fd=fd)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    return {}
 
 
 def no_state(host: Host) -> dict[str, Any]:
@@ -252,7 +272,14 @@ def no_state(host: Host) -> dict[str, Any]:
         (loader_is_a_link_to("/mnt/not-mounted/loader"), "a link to "),
         (loader_is_a_link_to("nowhere", "boot/grub2"), "a link to nowhere"),
         (loader_is_a_link_to("nowhere", "boot/EFI"), "a link to nowhere"),
+        (loader_is_a_link_to("nowhere", "boot/EFI/Linux/bootc"), "boot/EFI/Linux/bootc"),
+        (loader_is_a_link_to("bootc", "boot/EFI/Linux/bootc"), "boot/EFI/Linux/bootc"),
+        (loader_is_a_link_to("nowhere", "boot/EFI/Linux/one.efi.extra.d"), "boot/EFI/Linux/one.efi.extra.d"),
+        (efi_is_a_link, "/efi/EFI: file system at byte 0: wanted a directory, found a link"),
+        (behind_a_long_path, "File name too long"),
         (loader_is_a_link_to("nowhere", "run/composefs"), "run/composefs"),
+        (loader_is_a_link_to("nowhere", "state/boot"), "state/boot"),
+        (loader_is_a_link_to("nowhere", "state/boot/aboot"), "state/boot/aboot"),
         (loader_is_a_link_to("nowhere", "state"), "/state/deploy) could"),
         (no_state, "/state/deploy) could not be read: No such file"),
     ],
@@ -293,6 +320,20 @@ def test_a_part_that_the_system_would_not_say_to_be_there_is_not_absent(referred
     rows = retire(referred, boot=found.boot, esp=found.esp, without=frozenset({"esp"} - {part}))
     assert rows["old"][0] == "kept"
     assert str(path) in rows["old"][1]
+
+
+def test_what_is_linked_to_and_boots_nothing_is_not_missed(referred: Host) -> None:
+    """Distributions have such links in /boot, which may count as the ESP: kernels that went, files of the system."""
+    boot = referred.root / "boot"
+    (boot / "EFI/Linux").mkdir(parents=True)
+    (boot / "vmlinuz.old").symlink_to("vmlinuz-gone")
+    (boot / "symvers-1.xz").symlink_to("/nowhere/symvers.xz")
+    (boot / "EFI/Linux/notes").symlink_to("../../grub2/grubenv")
+    (boot / "grub2/grubenv").write_text("# GRUB Environment Block\n")
+
+    rows = retire(referred, esp=str(boot), without=frozenset())
+
+    assert rows["old"] == ("retired", "no place has it")
 
 
 def test_a_part_that_the_system_does_not_have_is_not_missed(on: On, referred: Host) -> None:
