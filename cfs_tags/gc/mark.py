@@ -6,6 +6,7 @@ cannot be followed is a problem of the refs that need it; what is behind it is n
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,8 @@ MOST_REFS = 100
 """Refs that are named for one problem."""
 _MOST_LACKING = 100
 """Layers and images that are named of which content is missing."""
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+"""How the system answers where there is no object: nothing, or a file or link in the place of its directory."""
 
 
 class Snapshot(NamedTuple):
@@ -415,10 +418,19 @@ def _changed(repo: ReadRepo, tree: str, name: str, link: str) -> int:
     """When a link was made or the object behind it was last changed, whichever is later, in nanoseconds since 1970.
 
     0 where there is no object: then there is nothing to keep.
+
+    Raises:
+        SystemFailure: the system would not say.
     """
+    path = f"{tree}/{name}"
     try:
-        path = layout.object_path(layout.object_of_link(link, repo.algorithm, f"{tree}/{name}"))
-        changed = repo.status(path).st_ctime_ns
-        return max(changed, repo.status(f"{tree}/{name}").st_ctime_ns)
-    except (OSError, CfsTagsError):
+        target = layout.object_path(layout.object_of_link(link, repo.algorithm, path))
+    except DamagedError:
         return 0
+    with repo.reading(path):
+        try:
+            return max(repo.status(one).st_ctime_ns for one in (target, path))
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return 0
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from cfs_tags import Repository, gc
 from cfs_tags.errors import BrokenRoots, FormatError, LockTimeout, PlaceUnread, SystemFailure, UnresolvedDeployment
 from cfs_tags.host.sysroot import SysrootView
-from cfs_tags.repo import reflog
+from cfs_tags.repo import beneath, reflog
 from cfs_tags.repo.lock import Lock
 from cfs_tags.tags import rows
 from cfs_tags.values import Algorithm
@@ -122,6 +123,28 @@ def test_grace_counts_from_when_a_link_was_made_too(fresh: Fresh) -> None:
 
     assert one in names(repo, "streams")
     assert set(object_paths(repo)) == objects
+
+
+@pytest.mark.parametrize("which", ["link", "object"])
+def test_what_the_system_would_not_look_at_may_be_young(repo: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    link = f"oci-manifest-{manifest_of(repo, 'one')}"
+    name = link if which == "link" else content(repo, object_of(repo, f"streams/{link}")).name
+    for ref in refs(repo):
+        (repo / ref).unlink()
+    before = outside_state(repo)
+    original = beneath.status
+
+    def fail(fd: int, path: str) -> os.stat_result:
+        if path.endswith(name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return original(fd, path)
+
+    monkeypatch.setattr(beneath, "status", fail)
+    with pytest.raises(SystemFailure, match=os.strerror(errno.EIO)):
+        collect(repo, grace=3600.0)
+    monkeypatch.undo()
+
+    assert outside_state(repo) == before
 
 
 def model_of_stream(repo: Path, name: str) -> set[str]:
