@@ -77,13 +77,13 @@ def kept_log(repo: ReadRepo) -> float | None:
 
 
 def _read_text(path: str) -> bytes | None:
-    """A file of the system's; None where there is none."""
+    """A file of the system's; None where there is none.  What a link leads to may be on a disk that is not mounted."""
     try:
         with open(path, "rb") as file:
             text = file.read(_LIMIT + 1)
-    except FileNotFoundError:
-        return None
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not any(map(os.path.islink, (path, os.path.dirname(path)))):
+            return None
         raise SystemFailure.of(error, "read", path) from error
     if len(text) > _LIMIT:
         raise UsageError("invalid-policy", path=path, reason=f"it is longer than {_LIMIT} bytes")

@@ -153,3 +153,20 @@ def test_without_a_terminal_it_has_to_be_said(filled: Run) -> None:
     assert filled("trash", "empty").status == 2
     assert filled("trash", "burn").status == 2
     assert len(filled("trash", "--json").result) == 3
+
+
+@pytest.mark.parametrize("link", ["etc.toml", "etc"])
+def test_a_policy_behind_a_link_that_leads_nowhere_is_not_absent(
+    link: str, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may say that what is deleted is kept; what it leads to may be on a disk that is not mounted."""
+    monkeypatch.setattr(files, "_SYSTEM", str(tmp_path / ("etc.toml" if link == "etc.toml" else "etc/policy.toml")))
+    (tmp_path / link).symlink_to("/nowhere/policy")
+    run("create", "t", WEB, ok=True)
+
+    said = run("delete", "t")
+
+    assert said.status != 0
+    assert "No such file" in said.err
+    assert kept_for(run) == {}
+    run("show", "t", ok=True)
