@@ -236,6 +236,15 @@ def bootc_host(_unpacked_hosts: Callable[[str], Path], tmp_path: Path) -> Callab
     return make
 
 
+_FIGURE = "figure"
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a figure at the end of the run, whichever process the test was run in."""
+    return lambda text: record_property(_FIGURE, text)
+
+
 # -- reporting ---------------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +257,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the peers that were missing and say how many tests each of them cost."""
+    """Say the figures that tests have told; name the peers that were missing, and say how many tests each of them cost."""
+    figures = [
+        f"{report.nodeid}: {value}"
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == _FIGURE
+    ]
+    if figures:
+        terminalreporter.section("figures")
+        terminalreporter.write("\n".join([*sorted(figures), ""]))
     skipped: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     for report in terminalreporter.getreports("skipped"):

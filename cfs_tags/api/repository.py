@@ -101,6 +101,7 @@ class Repository(Handle):
             FormatError: ``meta.json`` makes no sense.
             SystemFailure: the system refused, for example for lack of permission.
         """
+        # at the end of this module, where the classes are known
         return _opened(path, write=write, fd=fd, sysroot=sysroot, boot=boot, esp=esp, run=run, booted=booted)
 
     # -- parts ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""Refs that come before a collection: leases, pins and trash whose time is over go; deployments get the ref that they lack, and
-the refs of deployments that are gone are retired."""
+"""Refs that come before a collection: deployments get the ref that they lack, the refs of deployments that are gone are
+retired; leases, pins and trash whose time is over go."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def expire(repo: WriteRepo, note: Note, timeout: float) -> tuple[RefChange, ...]
 
     made = run.transact(repo, planned, note, timeout)
     if made.changes:
-        run.transact(repo, planned, note, timeout)
+        run.transact(repo, planned, note, timeout)  # the directories that are empty now
     return made.changes
 
 

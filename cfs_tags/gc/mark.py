@@ -96,7 +96,7 @@ class Marks:
     Attributes:
         live: all objects that stay.
         problems: what is wrong with each thing that could not be followed: an object id, or the path of a ref.
-        snapshot: the names that the marks come from.
+        snapshot: the names as they were last read; what they lead to is marked.
     """
 
     def __init__(self, repo: ReadRepo, snapshot: Snapshot) -> None:
@@ -346,7 +346,7 @@ def mark_all(
         marks.mark_links(Snapshot(streams, images, {}))
     pruned = []
     if options.prune_referrers:
-        pruned = [RefChange(path, link, None, "prune") for path, link in _unneeded_referrers(repo, marks, gone)]
+        pruned = [RefChange(path, link, None, "prune") for path, link in _mark_all_but_referrers(repo, marks, gone)]
     else:
         marks.mark(snapshot.refs.items())
     settle(marks, options)
@@ -376,8 +376,8 @@ def _refuse_broken(marks: Marks, options: GcOptions) -> None:
         raise BrokenRoots(problems=tuple((problem.message, problem.refs) for problem in problems))
 
 
-def _unneeded_referrers(repo: ReadRepo, marks: Marks, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
-    """Mark from all refs but the referrers whose subject was here and is dead: those are the answer, path and link.
+def _mark_all_but_referrers(repo: ReadRepo, marks: Marks, gone: Sequence[RefChange]) -> list[tuple[str, str]]:
+    """Mark from all refs but the referrers whose subject was here and is dead: the answer is these, path and link.
 
     To a fixed point: a signature may itself be signed, and may name another image.
     """

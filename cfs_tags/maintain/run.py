@@ -248,9 +248,6 @@ def _check_due(job: _Job, part: Part, parents: list[str]) -> tuple[Part, float, 
     return part, since, place
 
 
-_STEPS = {"adopt": _adopt, "policy": _apply_policy, "collect": _collect, "check": _check}
-
-
 def _check_directory(job: _Job, part: Part, place: str, parents: list[str]) -> tuple[Part, str]:
     """Read the objects of one directory, from a place on; the next place is the second part of the answer."""
     parent = next((one for one in parents if one >= place[:2]), parents[0])
@@ -282,3 +279,8 @@ def _batches(repo: ReadRepo, parent: str, rest: str) -> Iterator[list[str]]:
     names = sorted(name for name in names_of_objects(repo, parent, listed)[0] if name >= rest)
     for at in range(0, len(names), _BATCH):
         yield names[at : at + _BATCH]
+
+
+# -- the steps, in their order ------------------------------------------------------------------------------------------
+
+_STEPS = {"adopt": _adopt, "policy": _apply_policy, "collect": _collect, "check": _check}

@@ -194,7 +194,7 @@ class _Planner:
         self._settled: set[str] = set()
         self._seen: set[str] = set()
         self._targets: dict[str, Digest] = {}
-        self._checked: dict[Digest, bool] = {}
+        self._chokes_bootc: dict[Digest, bool] = {}
         self._known: dict[ObjectId, tuple[ObjectId, ...]] = dict.fromkeys(whole, ())
         self._taken: Taken | None = None
 
@@ -239,12 +239,15 @@ class _Planner:
             raise RefusedError("owner-refused", name=name, owner=owner)
 
     def check(self, digest: Digest) -> None:
-        """Refuse a manifest that is not there or not complete: nothing is to name it."""
-        if digest not in self._checked:
+        """Refuse a manifest that is not there or not complete: nothing is to name it.
+
+        What bootc could choke on is remembered for :meth:`_home`.
+        """
+        if digest not in self._chokes_bootc:
             missing = images.missing_lines(self._repo, digest, self._known)
             if missing:
                 raise IncompleteTarget(target=digest, missing=missing)
-            self._checked[digest] = self._bootc and lacks_erofs(self._repo, digest)
+            self._chokes_bootc[digest] = self._bootc and lacks_erofs(self._repo, digest)
 
     def index(self, name: str, digest: Digest | None, action: str) -> None:
         """Have the index that is kept with a tag go where it has nothing to do with what the tag will name: nothing
@@ -383,7 +386,7 @@ class _Planner:
             raise UsageError("invalid-argument", argument="home", value=home, reason="is none of shared, private")
         if home is None:
             home = tag.home if tag is not None and tag.home in ("shared", "private") else "shared"
-            if home == "shared" and self._checked[digest]:
+            if home == "shared" and self._chokes_bootc[digest]:
                 home = "private"
         if tag is not None and tag.home == home:
             return home, tag.path

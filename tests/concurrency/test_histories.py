@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -346,7 +346,7 @@ def shown(operation: Operation) -> str:
 
 @pytest.mark.parametrize("kills", [False, True], ids=["and are stopped", "and are killed"])
 def test_there_is_one_order_that_explains_what_eight_processes_saw_that_work_at_the_same_time(
-    kills: bool, ram: Path, cfsctl: Cfsctl, capsys: pytest.CaptureFixture[str]
+    kills: bool, ram: Path, cfsctl: Cfsctl, tell: Callable[[str], None]
 ) -> None:
     crowd = Crowd(ram, cfsctl, WANTED // 2)
 
@@ -354,9 +354,8 @@ def test_there_is_one_order_that_explains_what_eight_processes_saw_that_work_at_
 
     events, histories = crowd.events(), histories_of(crowd)
     counts = Counter(event.words[1 if event.words[0] == "cfsctl" else 0] for event in events)
-    with capsys.disabled():
-        print(f"\n{len(events)} operations, {crowd.killed} processes killed, {len(histories.torn)} torn lists; {dict(counts)}")
-        print(f"CFS_TAGS_SEED={SEED}")
+    tell(f"{len(events)} operations, {crowd.killed} processes killed, {len(histories.torn)} torn lists; CFS_TAGS_SEED={SEED}")
+    tell(str(dict(counts)))
     assert len(events) > WANTED * 0.45
     problems = unexplained(crowd, histories)
     assert kills or histories.torn == [], f"CFS_TAGS_SEED={SEED}"  # what a killed process left halfway is seen

@@ -98,7 +98,7 @@ def test_what_both_take_says_the_same_to_both(
     known_by: Callable[[bytes], bool],
     repo: Path,
     cfsctl: Cfsctl,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
     tmp_path: Path,
 ) -> None:
     inputs = [data for data in objects(repo) if known_by(data)]
@@ -124,7 +124,5 @@ def test_what_both_take_says_the_same_to_both(
             kept.write_bytes(data)
             shown = f"ours {found[:300]!r}\ntheirs {theirs[:300]!r}"
             pytest.fail(f"they differ on {kept}, {len(data)} bytes; CFS_TAGS_SEED={SEED}\n{shown}")
-    with capsys.disabled():
-        print(f"\n{what}: {both} of {len(every)} taken by both, {alone} by cfs-tag alone, {theirs_alone} by cfsctl alone")
-        print(f"CFS_TAGS_SEED={SEED}")
+    tell(f"{what}: {both} of {len(every)} taken by both, {alone} by us, {theirs_alone} by cfsctl alone; CFS_TAGS_SEED={SEED}")
     assert both >= len(inputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,16 +37,13 @@ COMMANDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", WANTED)
-def test_a_command_that_is(
-    what: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_that_is(what: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, tell: Callable[[str], None]) -> None:
     every = dict(zip(WANTED, attempts_of(scenes, ERRORS), strict=True))[what]
     chosen = sample(every, WANTED[what][FORM])
 
     done, wrong = run_all(scenes, chosen, home, cfsctl, WORKERS)
 
-    with capsys.disabled():
-        print(f"\n{what}: {done} of {len(every)} places; CFS_TAGS_SEED={SEED}")
+    tell(f"{what}: {done} of {len(every)} places; CFS_TAGS_SEED={SEED}")
     assert done > 0.9 * len(chosen), "most places were not reached"
     assert not wrong, f"{len(wrong)} of {done} went wrong; CFS_TAGS_SEED={SEED}\n" + "\n".join(wrong[:20])
 

@@ -238,7 +238,7 @@ def check(
     wanted: int,
     home: Path,
     cfsctl: Cfsctl,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     def run_scene(scene: Scene, place: Path) -> tuple[int, int, list[str]]:
         done, wrong = 0, []
@@ -252,15 +252,14 @@ def check(
     longest = sorted(scenes, key=lambda scene: len(scene.operations), reverse=True)
     runs, done, wrong = zip(*in_workers(longest, run_scene, home, WORKERS), strict=True)
 
-    with capsys.disabled():
-        print(f"\n{what}: {sum(done)} states of {sum(runs)} runs; CFS_TAGS_SEED={SEED}")
+    tell(f"{what}: {sum(done)} states of {sum(runs)} runs; CFS_TAGS_SEED={SEED}")
     assert sum(done) > wanted // 3
     lines = [line for some in wrong for line in some]
     assert not lines, f"{len(lines)} of {sum(done)} states are wrong; CFS_TAGS_SEED={SEED}\n" + "\n".join(lines[:20])
 
 
 def test_a_command_that_returned_survives_a_power_cut_with_its_content(
-    strace: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, capsys: pytest.CaptureFixture[str]
+    strace: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, tell: Callable[[str], None]
 ) -> None:
     def cases_of(scene: Scene, place: Path) -> list[Case]:
         case = recorded(strace, scene, place)
@@ -268,16 +267,16 @@ def test_a_command_that_returned_survives_a_power_cut_with_its_content(
         return [case]
 
     chosen = [scene for scene in scenes if not scene.name.startswith("export")]
-    check("one command", chosen, cases_of, WANTED, home, cfsctl, capsys)
+    check("one command", chosen, cases_of, WANTED, home, cfsctl, tell)
 
 
 def test_a_command_that_returned_after_a_killed_one_survives_a_power_cut_with_its_content(
-    strace: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, capsys: pytest.CaptureFixture[str]
+    strace: str, scenes: list[Scene], home: Path, cfsctl: Cfsctl, tell: Callable[[str], None]
 ) -> None:
     """The second try finds what the first has made and not synced, says ``unchanged``, and is durable all the same."""
     chosen = [scene for scene in scenes if scene.name in KILLED_AND_RUN_AGAIN]
     cases_of = partial(killed_before_a_sync, strace)
-    check("killed, and run again", chosen, cases_of, WANTED // 2, home, cfsctl, capsys)
+    check("killed, and run again", chosen, cases_of, WANTED // 2, home, cfsctl, tell)
 
 
 @contextmanager

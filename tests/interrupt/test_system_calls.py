@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def test_a_program_that_is(
     places: list[Place],
     home: Path,
     cfsctl: Cfsctl,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     calls = READING if what == "refused a look" else CHANGING
     every = [place for place in places if place.call in calls]
@@ -122,8 +123,7 @@ def test_a_program_that_is(
     told = [one for some in found for one in some]
     done, wrong = sum(came for came, _ in told), [line for _, line in told if line]
 
-    with capsys.disabled():
-        print(f"\n{what}: at {done} of {len(every)} system calls; CFS_TAGS_SEED={SEED}")
+    tell(f"{what}: at {done} of {len(every)} system calls; CFS_TAGS_SEED={SEED}")
     assert done > 0.9 * len(told)
     assert not wrong, f"{len(wrong)} of {done} went wrong; CFS_TAGS_SEED={SEED}\n" + "\n".join(wrong[:20])
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,13 @@ def test_systemd_finds_nothing_wrong(name: str, units: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_exposed_little(name: str, units: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_is_exposed_little(name: str, units: Path, tell: Callable[[str], None]) -> None:
     words = ["systemd-analyze", "security", "--offline=yes", "--no-pager", f"./{name}"]
     done = subprocess.run(words, cwd=units, capture_output=True, text=True, check=False)
 
     found = re.search(r"Overall exposure level for \S+: (\d+\.\d+)", done.stdout)
     assert found is not None, done
-    with capsys.disabled():
-        print(f"\n{name}: {found[1]}")
+    tell(f"{name}: {found[1]}")
     assert float(found[1]) < 3
 
 
@@ -121,7 +121,7 @@ grep -q ' /sysroot ro,' /proc/self/mountinfo
 
 @BOTH
 def test_a_deployment_that_appears_has_its_ref_within_seconds_and_one_that_goes_is_retired(
-    boot: Any, units: Path, run: Run, sysroot: Path, facts: Any, capsys: pytest.CaptureFixture[str]
+    boot: Any, units: Path, run: Run, sysroot: Path, facts: Any, tell: Callable[[str], None]
 ) -> None:
     new, *_ = [one for one in facts["deployments"] if one != facts["booted"]]
     state, entries = sysroot / "state/deploy", sysroot / "boot/loader/entries"
@@ -153,8 +153,7 @@ status Result cfs-tag-adopt.service
     )
     assert [line for line in lines if not line.startswith("took")] == ["success"], lines
     (took,) = [int(line.split()[1]) for line in lines if line.startswith("took")]
-    with capsys.disabled():
-        print(f"\nfrom the deployment to its ref: {took} ms")
+    tell(f"from the deployment to its ref: {took} ms")
     assert took < 20_000
     actions = [row["action"] for row in run("log", "--json").result if new in row["name"]]
     assert actions == ["retire", "adopt"]

@@ -67,7 +67,7 @@ def transact(
         with _locked(repo, timeout, method, held=held is not None):
             swap = Swap(repo, method)
             try:
-                done = _recover(swap, command, moves)
+                done = _recover_and_tell(swap, command, moves)
                 if done is not None:
                     return done
                 made = plan()
@@ -129,7 +129,7 @@ def _locked(repo: WriteRepo, timeout: float, method: Method, *, held: bool) -> I
         left = max(0.0, deadline - monotonic())
         try:
             with lock.hold("exclusive", repo.fd, LOCK_FILE, left, queue=True):
-                repo.at_rest.add(get_ident())
+                repo.at_rest.add(get_ident())  # what reads refs at once need not look whether a writer is at work
                 try:
                     yield
                 finally:
@@ -167,7 +167,7 @@ def _set_lock_file_aside(repo: WriteRepo, deadline: float) -> None:
                 raise _failure(error, repo, LOCK_FILE) from error
 
 
-def _recover(swap: Swap, command: Command[P] | None, moves: list[Moves]) -> P | None:
+def _recover_and_tell(swap: Swap, command: Command[P] | None, moves: list[Moves]) -> P | None:
     """Finish or take back what interrupted writers left; the plan of this command, where that is done now.
 
     What hooks have not been told goes to ``moves``.
