@@ -21,7 +21,7 @@ from support.interrupt import Watch, watched_operations
 from support.trees import unpack
 
 ROOT = Path(__file__).parent.parent.parent
-EACH = {"short": 3, "ci": 5, "long": 400}[FORM]
+EACH = {"short": 3, "ci": 25, "long": 400}[FORM]
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
 BOOTED = json.loads((ROOT / "examples/host.json").read_text())["booted"]
 PLACES = ("--run", "host/run", "--booted", BOOTED, "--esp", "none")

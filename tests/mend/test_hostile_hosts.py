@@ -1,7 +1,7 @@
 """Another host that answers what it should not, at any moment: an import, one with its help, and a repair end soon, with an
 error that has a code or with an image that is whole.
 
-``CFS_TAGS_PROOF=long`` takes 1,000 runs, ``ci`` 40, else it is 15.
+``CFS_TAGS_PROOF=long`` takes 1,000 runs, ``ci`` 100, else it is 15.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.registries import Between
 from support.serving import serving
 from support.twisting import twisted
 
-RUNS = {"long": 1000, "ci": 40}.get(os.environ.get("CFS_TAGS_PROOF", ""), 15)
+RUNS = {"long": 1000, "ci": 100}.get(os.environ.get("CFS_TAGS_PROOF", ""), 15)
 SEED = int(os.environ.get("CFS_TAGS_SEED", "1"))
 SOON = 60.0
 """Seconds, on a machine with other work."""

@@ -464,9 +464,7 @@ def judge(scene: Scene, said: Said, place: Path, cfsctl: Cfsctl, *, at_its_end: 
     again = run_words(place, scene.words, scene.input)
     end = contents(place)
     assert "Traceback" not in again.err, again
-    assert end == scene.end or _has_more(scene, end), (
-        f"run again it ended elsewhere: {_difference(scene.end, end)}; it said {again}"
-    )
+    assert end == scene.end, f"run again it ended elsewhere: {_difference(scene.end, end)}; it said {again}"
     for name in EMPTY:
         where = place / REPO / "cfs-tags" / name
         assert not where.is_dir() or not os.listdir(where), f"left in {name}/: {os.listdir(where)}; again it said {again}"
@@ -478,17 +476,10 @@ def _judge_what_was_said(scene: Scene, said: Said, left: dict[str, str]) -> None
     assert said.status in (0, 1, 3, 4, 5, 6), said
     assert "Traceback" not in said.err, said
     assert "internal" not in said.err, said
-    if said.status == 0 and not _was_kept(scene, said, left) and not _has_more(scene, left):
+    if said.status == 0 and not _was_kept(scene, said, left):
         assert left == scene.end, f"it said it was done: {_difference(scene.end, left)}; {said}"
     if "nothing was changed" in said.err:
         assert left == scene.before, f"it said nothing was changed: {_difference(scene.before, left)}; {said}"
-
-
-def _has_more(scene: Scene, left: dict[str, str]) -> bool:
-    """Whether a repair fetched what it could not read once, too: nothing but content that no ref needs is there besides."""
-    more = left.keys() - scene.end.keys()
-    unneeded = (f"{REPO}/objects/", f"{REPO}/streams/cfs-tags-kept-")
-    return scene.end.items() <= left.items() and "fsck" in scene.words and all(name.startswith(unneeded) for name in more)
 
 
 def _was_kept(scene: Scene, said: Said, left: dict[str, str]) -> bool:
