@@ -186,9 +186,9 @@ def digest_of(link: str | None) -> str:
 class Histories:
     """The operations on each register, from what was written down."""
 
-    def __init__(self, digests: dict[str, str]) -> None:
+    def __init__(self, digests: dict[str, str], held: list[str]) -> None:
         self.of: dict[str, list[Operation]] = {name: [] for name in (*REGISTERS, "pair")}
-        self.digests = digests
+        self.digests, self.held = digests, held
         self.torn: list[Event] = []
         """Lists that showed a part of a transaction."""
         self._marks = 0
@@ -257,6 +257,8 @@ class Histories:
                     self._maybe(event, changed, new)
             case "target-not-found" | "incomplete-target" | "reflog-entry-not-found" | "tag-not-found":
                 pass  # nothing of that name was found to make a tag of
+            case "tag-collected":
+                assert facts["digest"] not in self.held, event
             case code:
                 raise AssertionError(f"{code}: {event}")
 
@@ -315,7 +317,7 @@ def histories_of(crowd: Crowd) -> Histories:
     """The histories of all registers; what has nothing to do with registers is judged at once."""
     index = json.loads((crowd.home / "images/layout/index.json").read_text())["manifests"]
     name = "org.opencontainers.image.ref.name"
-    histories = Histories({entry["annotations"][name]: entry["digest"] for entry in index})
+    histories = Histories({entry["annotations"][name]: entry["digest"] for entry in index}, crowd.specs[0].held)
     for event in crowd.events():
         histories.add(event)
         if event.words[0] == "look" and event.status is not None:
