@@ -40,9 +40,9 @@ docs: $(VENV)/tools
 packages: $(VENV)/installed
 	PYTHON=$(CURDIR)/$(IN)/python sh packaging/make dist $(PACKAGES)
 
-# a file stays with one process, so what its tests share is made once
+# a file stays with one process, so what its tests share is made once; tests/conftest.py has files that take long begin first
 test: lint
-	$(IN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+	$(IN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: $(VENV)/tools
 	CFS_TAGS_EVERY_STOP=1 $(IN)/python -m pytest tests/gc/test_stops.py $(PYTEST_ARGS)

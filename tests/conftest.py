@@ -249,10 +249,12 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for a peer."""
+    """Mark every test that asks for a peer; files with slow tests come first: at the end no process is alone with one."""
     for item in items:
         if set(getattr(item, "fixturenames", ())) & set(PEERS):
             item.add_marker("peer")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(trylast=True)

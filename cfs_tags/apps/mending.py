@@ -120,7 +120,8 @@ def repair_from(
         mended = Mended(_digests(wanted), left, _layers(wanted), {}, 0, 0, tuple(source.problems))
         return first._replace(plan=planned._replace(refs=())), mended
     wrong = (one for one in first.findings if one.code in _WRONG and one.path.startswith(f"{layout.OBJECTS}/"))
-    repo.distrusted.update(names := objects.names_of(wrong))
+    # what the system would not give once is not damaged
+    repo.distrusted.update(names := objects.names_of(objects.check_whole(repo, objects.names_of(wrong))))
     try:
         mended = _mend(repo, source, machine, limit=limit, note=note, progress=fetching, timeout=timeout)
         with repo.locked("shared", timeout):

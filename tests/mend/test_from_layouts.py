@@ -182,6 +182,29 @@ def test_what_the_system_does_not_read_any_more_comes_back(
     assert_whole(cfsctl, repo)
 
 
+@pytest.mark.parametrize("looks", [1, 2])
+@pytest.mark.parametrize("kind", ["oci-manifest", "oci-config", "oci-layer"])
+def test_what_the_system_does_not_read_once_is_not_fetched(
+    kind: str, looks: int, repo: Path, layout: Path, repair: Repair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check reads these as streams and as objects."""
+    path = next((repo / "streams").glob(f"{kind}-*")).resolve()
+    before = tree(repo, ("cfs-tags",))
+    refused, original = [], beneath.open_at
+
+    def refuse(fd: int, name: str, *rest: int) -> int:
+        if name.endswith(path.name) and len(refused) < looks:
+            refused.append(name)
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return original(fd, name, *rest)
+
+    monkeypatch.setattr(beneath, "open_at", refuse)
+    done = repair(repo, "--content", "--from", f"oci:{layout}")
+    assert len(refused) == looks
+    assert done["mended"]["fetched"] == []
+    assert tree(repo, ("cfs-tags",)) == before
+
+
 def test_where_cfsctl_is_missing_an_erofs_image_with_wrong_bytes_stays_and_is_said(
     repo: Path, layout: Path, repair: Repair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
