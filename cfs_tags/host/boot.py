@@ -34,38 +34,38 @@ _MAX_SCRIPTS = 4 << 20
 """Bytes of all GRUB scripts together, those that others read included."""
 
 
-def read_boot_entries(sightings: Sightings, boot: str | None, esp: str | None, loader: str) -> list[Entry]:
+def read_boot_entries(sightings: Sightings, boots: Iterable[str], esps: Iterable[str], loader: str) -> list[Entry]:
     """All boot entries and EFI programs that lead to a kernel; what they boot goes to ``sightings``, and what was not read.
 
     Args:
         sightings: what is seen.
-        boot: the boot directory; None where there is none.
-        esp: the EFI system partition; None where there is none or it is not known.
+        boots: boot directories.
+        esps: EFI system partitions; one may be a boot directory, too.
         loader: the boot loader (``formats/boot/order.py``).
     """
+    wanted = {path: [path in {*boots}, path in {*esps}] for path in (*boots, *esps)}
+    trees: dict[tuple[int, int], _Tree] = {}
     with ExitStack() as stack:
-
-        def opened(path: str | None, *places: tuple[str, str]) -> _Tree | None:
+        for path, (is_boot, is_esp) in wanted.items():
             try:
-                return _Tree(stack.enter_context(HostDirectory(path))) if path is not None else None
+                top = stack.enter_context(HostDirectory(path))
             except OSError as error:
-                for place, shown in places:
-                    sightings.place(place, shown, reason_of(error))
-                return None
-
-        first = opened(boot, ("boot-entry", str(boot)))
-        if first is not None and _same(boot, esp):
-            second: _Tree | None = first
-        else:
-            second = opened(esp, ("boot-entry", str(esp)), ("uki", os.path.join(str(esp), paths.UKI_DIRECTORY)))
-        return _Reader(sightings, first, second, loader).entries()
+                sightings.place("boot-entry", path, reason_of(error))
+                if is_esp:
+                    sightings.place("uki", os.path.join(path, paths.UKI_DIRECTORY), reason_of(error))
+                continue
+            tree = trees.setdefault(_identity(os.fstat(top.fd)), _Tree(top))
+            tree.is_boot |= is_boot
+            tree.is_esp |= is_esp
+        return _Reader(sightings, list(trees.values()), loader).entries()
 
 
 class _Tree:
-    """The boot directory or the ESP.  Names are found in whatever case, and links among files are followed within it."""
+    """A boot directory or an ESP, or both.  Names are found in whatever case, and links among files are followed within it."""
 
     def __init__(self, top: HostDirectory) -> None:
         self.top = top
+        self.is_boot = self.is_esp = False
         self._names: dict[str, dict[str, list[str]]] = {}
 
     def shown(self, path: str) -> str:
@@ -96,6 +96,13 @@ class _Tree:
             self._names[path] = names
         same = names.get(name.casefold(), [])
         return [name] if name in same else sorted(same)
+
+    def identity(self, path: str) -> object:
+        """What is the same for two paths that lead to one file or directory; the path itself where nothing is."""
+        try:
+            return _identity(os.stat(path, dir_fd=self.top.fd))
+        except OSError:
+            return self, path
 
     def target(self, path: str) -> str:
         """The path itself, or the one that the link there leads to.
@@ -152,17 +159,17 @@ class _Program(NamedTuple):
 
 
 class _Reader:
-    def __init__(self, sightings: Sightings, boot: _Tree | None, esp: _Tree | None, loader: str) -> None:
+    def __init__(self, sightings: Sightings, trees: Sequence[_Tree], loader: str) -> None:
         self._sightings = sightings
-        self._boot = boot
-        self._esp = esp
         self._loader = loader
-        self._trees = list(dict.fromkeys(tree for tree in (boot, esp) if tree is not None))
+        self._trees = trees
+        self._tops = {_identity(os.fstat(tree.top.fd)) for tree in trees}
         self._programs: dict[tuple[_Tree, str], _Program] = {}
         self._menus: list[GrubMenu] = []
-        self._scripts_read: dict[str, tuple[GrubScript | None, list[str]]] = {}
-        self._shown_scripts: set[str] = set()
-        self._ids_in_scripts: dict[str, list[DeploymentId]] = {}
+        self._scripts_read: dict[tuple[_Tree, str], GrubScript | None] = {}
+        self._sources: dict[tuple[_Tree, str, str], list[str]] = {}
+        self._shown_scripts: set[object] = set()
+        self._ids_in_scripts: dict[tuple[_Tree, str], list[DeploymentId]] = {}
         self._left = _MAX_SCRIPTS
 
     def entries(self) -> list[Entry]:
@@ -184,7 +191,7 @@ class _Reader:
             except (OSError, CfsTagsError) as error:
                 self._sightings.place("uki", shown, reason_of(error))
             else:
-                if tree is self._esp:
+                if tree.is_esp:
                     self._sightings.place("uki", shown)
         return found
 
@@ -276,8 +283,9 @@ class _Reader:
                 self._menus.append(menu)
                 self._entries_elsewhere(tree, directory, menu)
             for path, script in scripts.items():
-                if path not in self._shown_scripts:
-                    self._shown_scripts.add(path)
+                script_itself = tree.identity(path)
+                if script_itself not in self._shown_scripts:
+                    self._shown_scripts.add(script_itself)
                     yield from self._of_script(tree, path, script, menu, staged)
 
     def _grub_directories(self, tree: _Tree) -> list[str]:
@@ -289,7 +297,9 @@ class _Reader:
             for name in sorted(tree.top.names(posixpath.join(path, ".")) or ())
         ]
         tops = ["", "boot", *vendors]
-        return [*(posixpath.join(top, name) for top in tops for name in paths.GRUB_DIRECTORIES), *vendors]
+        directories = [*(posixpath.join(top, name) for top in tops for name in paths.GRUB_DIRECTORIES), *vendors]
+        # links lead from one to another: /boot/boot to /boot, grub to grub2
+        return list({tree.identity(directory): directory for directory in reversed(directories)}.values())[::-1]
 
     def _of_script(self, tree: _Tree, path: str, script: GrubScript, menu: GrubMenu, staged: bool) -> Iterator[Entry]:
         unfollowed: list[str] = []
@@ -299,7 +309,7 @@ class _Reader:
             followed += [*entry.deployments, *ids]
             yield self._entry(tree.shown(path), "grub", staged, [*entry.deployments, *ids], entry)
             unfollowed += [f"{entry.title}: {reason}" if entry.title else reason for reason in (*entry.unknown, *reasons)]
-        mentioned = self._sightings.see_all(self._ids_in_scripts.get(path, ()), _place(staged))
+        mentioned = self._sightings.see_all(self._ids_in_scripts.get((tree, path), ()), _place(staged))
         self._mentioned(tree.shown(path), mentioned, followed)
         self._not_followed(tree.shown(path), unfollowed)
 
@@ -310,29 +320,35 @@ class _Reader:
         tried = set(waiting)
         while waiting:
             path = waiting.pop(0)
-            if path not in self._scripts_read:
-                self._scripts_read[path] = self._script(tree, directory, path)
-            script, sources = self._scripts_read[path]
-            if script is not None:
-                found[path] = script
+            script = self._script(tree, directory, path)
+            if script is None:
+                continue
+            found[path] = script
+            sources = self._sources_of(tree, directory, path, script)
             waiting.extend(one for one in sources if one not in tried)
             tried.update(sources)
         return found
 
-    def _script(self, tree: _Tree, directory: str, path: str) -> tuple[GrubScript | None, list[str]]:
-        """A script, and the paths of those that it reads."""
-        shown = tree.shown(path)
+    def _script(self, tree: _Tree, directory: str, path: str) -> GrubScript | None:
+        if (tree, path) in self._scripts_read:
+            return self._scripts_read[tree, path]
+        script = None
         beside = posixpath.dirname(path) == directory
         try:
             data = tree.top.read_file(path if beside else tree.target(path), min(self._left, grub.MAX_GRUB_CONFIG))
-            script = grub.parse_grub_script(data) if data is not None else None
+            if data is not None:
+                script = grub.parse_grub_script(data)
+                self._ids_in_scripts[tree, path] = [one for one in mentioned_ids(data) if one in self._sightings.known]
+                self._left -= len(data)
         except CfsTagsError as error:
-            self._unreadable(shown, error.message, "mend it")
-            return None, []
-        if data is None or script is None:
-            return None, []
-        self._ids_in_scripts[path] = [one for one in mentioned_ids(data) if one in self._sightings.known]
-        self._left -= len(data)
+            self._unreadable(tree.shown(path), error.message, "mend it")
+        self._scripts_read[tree, path] = script
+        return script
+
+    def _sources_of(self, tree: _Tree, directory: str, path: str, script: GrubScript) -> list[str]:
+        """The paths of the scripts that a script reads for the GRUB of a directory."""
+        if (tree, directory, path) in self._sources:
+            return self._sources[tree, directory, path]
         found: list[str] = []
         for source in grub.GrubMenu((script,), {}, f"/{directory}").sources(script):
             parts = _parts(source)
@@ -342,9 +358,13 @@ class _Reader:
             # one beside this one that is not there is not missed: the script asks for it before; and what is beside GRUB
             # itself mostly leads to the main script, which is read anyway
             is_beside = any("/".join(one).startswith(f"{directory}/") for one in meant)
-            if grub.is_pattern(source) or (not places and not is_beside and tree is self._boot):
-                self._unreadable(shown, f"it reads {source.replace(grub.UNKNOWN, '?')}, which cannot be followed", "mend it")
-        return script, found
+            is_missed = not places and not is_beside and tree.is_boot
+            if grub.is_pattern(source) or is_missed:
+                self._unreadable(
+                    tree.shown(path), f"it reads {source.replace(grub.UNKNOWN, '?')}, which cannot be followed", "mend it"
+                )
+        self._sources[tree, directory, path] = found
+        return found
 
     def _environment(self, tree: _Tree, directory: str) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -380,7 +400,11 @@ class _Reader:
             # bootc goes by the name of a UKI alone; Windows is on a disk of its own often enough
             known = paths.deployment_of_uki(path) is not None or paths.is_windows(path)
             if not found and is_program and not known:
-                reasons.append(f"{path} is not there" if self._esp is not None else f"{path} is on no partition that is known")
+                reasons.append(
+                    f"{path} is not there"
+                    if any(tree.is_esp for tree in self._trees)
+                    else f"{path} is on no partition that is known"
+                )
             for tree, place in found:
                 program = self._program(tree, place)
                 ids.extend(program.deployments)
@@ -419,7 +443,7 @@ class _Reader:
     def _all_programs(self, tree: _Tree) -> Iterator[Entry]:
         """UKIs and add-ons, which are started without an entry: all programs on the ESP, and those of the boot directory
         that are where systemd-boot looks for them."""
-        tops = [""] if tree is self._esp else [*tree.find(paths.UKIS.split("/")), *tree.find(paths.ADDONS.split("/"))]
+        tops = [""] if tree.is_esp else [*tree.find(paths.UKIS.split("/")), *tree.find(paths.ADDONS.split("/"))]
         waiting = [(top, top.count("/")) for top in tops]
         left = _MAX_NAMES
         while waiting:
@@ -433,6 +457,8 @@ class _Reader:
             for name in names:
                 path = posixpath.join(directory, name)
                 if tree.is_directory(path):
+                    if tree.identity(path) in self._tops:
+                        continue  # it is mounted there, and read by itself
                     waiting.append((path, depth + 1))
                 elif paths.is_program(name):
                     yield from self._lone_program(tree, path)
@@ -482,8 +508,5 @@ def _meant(parts: list[str]) -> list[list[str]]:
     return [parts, parts[1:]] if parts[0] == "boot" and len(parts) > 1 else [parts]
 
 
-def _same(first: str | None, second: str | None) -> bool:
-    try:
-        return first is not None and second is not None and os.path.samefile(first, second)
-    except OSError:
-        return False
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -22,7 +22,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from cfs_tags.errors import CfsTagsError, FormatError, SystemFailure
@@ -40,13 +40,14 @@ from cfs_tags.formats.boot.origin import (
     salvaged_reference,
 )
 from cfs_tags.host.boot import read_boot_entries
+from cfs_tags.host.mounts import TABLE as MOUNTS
+from cfs_tags.host.mounts import Mounts, Partition, declared
 from cfs_tags.host.sightings import Entry, Finding, Place, Sightings, reason_of
 from cfs_tags.repo.directory import Directory, HostDirectory
 from cfs_tags.values import Algorithm, DeploymentId
 
 _MAX_FILE = 1 << 20
 _CMDLINE = "/proc/cmdline"
-_MOUNTS = "/proc/self/mountinfo"
 _LOADER_GUID = "4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"  # systemd's, see the Boot Loader Interface
 
 
@@ -56,7 +57,8 @@ class Sysroot(NamedTuple):
     ``root`` is the physical root, whose ``composefs/`` and ``state/`` are meant; ``boot`` the boot directory; ``esp`` the
     EFI system partition; ``run`` the system's ``/run``; ``cmdline`` the running kernel's command line and ``mounts`` the
     sources of its mounts; ``loader_info`` the EFI variable of that name.  ``without`` names parts that the system does not
-    have, which are therefore not missed (``esp``, ``boot``, ``run``, ``kernel``).
+    have, which are therefore not missed (``esp``, ``boot``, ``run``, ``kernel``).  ``boots`` and ``esps`` are further
+    directories with boot files, which are read as well, and ``unread`` places of such that are known and cannot be.
     """
 
     root: str
@@ -67,6 +69,9 @@ class Sysroot(NamedTuple):
     mounts: tuple[str, ...] | None = None
     loader_info: str | None = None
     without: frozenset[str] = frozenset()
+    boots: tuple[str, ...] = ()
+    esps: tuple[str, ...] = ()
+    unread: tuple[Place, ...] = ()
 
     @classmethod
     def find(
@@ -86,19 +91,90 @@ class Sysroot(NamedTuple):
         """
         live = _same(root, "/") or _same(root, paths.SYSROOT)
         absent = frozenset(without)
-        mounts: tuple[str, ...] | None = None
         loader_info = None
+        tops: tuple[str, ...] = (root,)
         if live:
             run = run or paths.RUN
             cmdline = cmdline if cmdline is not None else _text(_CMDLINE)
-            mounts = _mount_sources()
-            loader_info = _loader_info()
-            if not _may_be_there("/sys/firmware/efi", stat.S_ISDIR):
+            loader_info = _efi_variable("LoaderInfo")
+            tops = tuple(dict.fromkeys((root, "/")))
+            if _has_other_firmware():
                 absent |= {"esp"}
-        boot = boot or _first(_boot_like, f"{root}/boot", *(("/boot",) if live else ()))
-        places = [f"{root}/boot/efi", f"{root}/efi", f"{root}/boot", *(("/boot/efi", "/efi", "/boot") if live else ())]
-        esp = esp or _first(_esp_like, *places)
-        return cls(root, boot, esp, run, cmdline, mounts, loader_info, absent)
+        homes = _Homes(tops, live)
+        esps = homes.esps()
+        given = {part for part, place in (("boot", boot), ("esp", esp)) if place is not None}
+        return cls(
+            root,
+            boot or next(filter(_boot_like, homes.boots), None),
+            esp or next(iter(esps), None),
+            run,
+            cmdline,
+            homes.mounts.sources if live else None,
+            loader_info,
+            absent,
+            tuple(
+                home for home in homes.boots + homes.efis if home not in (*esps, esp) and (_boot_like(home) or _esp_like(home))
+            ),
+            esps,
+            tuple(homes.unread(given | absent, esps)),
+        )
+
+
+class _Homes:
+    """The directories where systems mount what they boot from."""
+
+    def __init__(self, tops: tuple[str, ...], live: bool) -> None:
+        self._tops = tops
+        self._live = live
+        self.boots = [os.path.join(top, "boot") for top in tops]
+        self.efis = [os.path.join(top, name) for name in ("boot/efi", "efi") for top in tops]
+        self.mounts = Mounts([*tops, *self.boots, *self.efis])
+        # else it is a copy of a host in some directory, where nothing is mounted
+        self._is_system = live or self.mounts.is_mounted(tops[0])
+
+    def esps(self) -> tuple[str, ...]:
+        """Those of the EFI system partition, and of others where there are several."""
+        there = [home for home in (*self.efis, *self.boots) if _esp_like(home) and self._may_be_mounted(home)]
+        kinds = {home: Partition.of(home).is_esp for home in there}
+        found = [home for home in there if kinds[home] or (kinds[home] is None and home in self.efis)]
+        # at /boot may be another partition for boot files, which has UKIs and no boot loader
+        found += [
+            home
+            for home in there
+            if kinds[home] is None and home in self.boots and (self.mounts.is_fat(home) or not found) and _has_loader(home)
+        ]
+        return tuple(found)
+
+    def unread(self, known: Collection[str], esps: Collection[str]) -> Iterator[Place]:
+        """File systems with boot files that the system is known to have, and that are not seen.
+
+        Args:
+            known: the parts (``boot``, ``esp``) that need not be looked for.
+            esps: what :meth:`esps` found.
+        """
+        places = [("boot-entry", home) for home in self.boots if "boot" not in known]
+        places += [("uki", home) for home in self.efis if "esp" not in known]
+        for name, home in places:
+            if (reason := self.mounts.hidden(home)) is not None:
+                yield Place(name, home, reason)
+        if self._is_system:
+            for one in dict.fromkeys(declared(self._tops[0], live=self._live)):
+                if isinstance(one, Place):
+                    yield one
+                elif not any(self.mounts.is_mounted(home) for home in self._at(one)):
+                    reason = "it is in fstab, and nothing is mounted there"
+                    yield from (Place(name, home, reason) for name, home in places if home in self._at(one)[:1])
+        started = _efi_variable("LoaderDevicePartUUID") if self._live and "esp" not in known else None
+        uuids = {Partition.of(home).uuid for home in esps}
+        if started is not None and esps and None not in uuids and started.lower() not in uuids:
+            yield Place("uki", "", f"the system was started from the EFI system partition {started}, which is not mounted")
+
+    def _may_be_mounted(self, home: str) -> bool:
+        return not self._is_system or self.mounts.is_mounted(home)
+
+    def _at(self, place: str) -> list[str]:
+        homes = [os.path.join(top, place.lstrip("/")) for top in self._tops]
+        return [home for home in homes if home in (*self.boots, *self.efis)]
 
 
 class SysrootView(NamedTuple):
@@ -155,7 +231,10 @@ class _Reader:
         if self._sysroot.boot is None:
             self._missing("boot-entry", "boot", "no boot directory with entries of a boot loader: is /boot mounted?")
         loader = self._loader()
-        entries = read_boot_entries(seen, self._sysroot.boot, self._sysroot.esp, loader)
+        boots = [path for path in (self._sysroot.boot, *self._sysroot.boots) if path is not None]
+        esps = [path for path in (self._sysroot.esp, *self._sysroot.esps) if path is not None]
+        entries = read_boot_entries(seen, boots, esps, loader)
+        seen.places.extend(self._sysroot.unread)
         if self._sysroot.esp is None:
             self._missing("uki", "esp", "no EFI system partition is mounted")
         staged = self._staged_file()
@@ -276,7 +355,7 @@ class _Reader:
         if mounts is None:
             self._missing("mounts", "kernel", "they are the mounts of another system")
             return
-        self._sightings.place("mounts", _MOUNTS)
+        self._sightings.place("mounts", MOUNTS)
         for source in mounts:
             self._sightings.see(paths.deployment_of_mount_source(source), "mounts")
 
@@ -297,10 +376,6 @@ def _same(first: str, second: str) -> bool:
         return os.path.samefile(first, second)
     except OSError:
         return False
-
-
-def _first(fits: Callable[[str], bool], *paths: str) -> str | None:
-    return next((path for path in paths if fits(path)), None)
 
 
 def _boot_like(path: str) -> bool:
@@ -328,17 +403,27 @@ def _text(path: str) -> str | None:
         return None
 
 
-def _mount_sources() -> tuple[str, ...] | None:
-    table = _text(_MOUNTS)
-    if table is None:
-        return None
-    # "36 35 98:0 / /mnt rw - ext4 SOURCE options": the source is the second field after the lone dash
-    return tuple(fields[1] for line in table.splitlines() if len(fields := line.partition(" - ")[2].split(" ")) > 1)
-
-
-def _loader_info() -> str | None:
+def _has_loader(path: str) -> bool:
+    """Whether an ``EFI`` directory has something besides UKIs, or that cannot be known."""
     try:
-        with open(f"/sys/firmware/efi/efivars/LoaderInfo-{_LOADER_GUID}", "rb") as file:
+        return any(name.casefold() != "linux" for name in os.listdir(os.path.join(path, paths.EFI)))
+    except OSError:
+        return True
+
+
+def _has_other_firmware() -> bool:
+    """Whether the kernel says that there is no EFI.  Containers hide what it says."""
+    try:
+        names = os.listdir("/sys/firmware")
+    except OSError:
+        return False
+    return bool(names) and "efi" not in names
+
+
+def _efi_variable(name: str) -> str | None:
+    """A text that the boot loader left."""
+    try:
+        with open(f"/sys/firmware/efi/efivars/{name}-{_LOADER_GUID}", "rb") as file:
             return file.read(1024)[4:].decode("utf-16-le", "replace").rstrip("\0")  # four bytes of attributes go before
     except OSError:
         return None

@@ -50,12 +50,12 @@ def test_every_finding_is_a_line_with_advice(on: On, three: Host) -> None:
 def live(three: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The machine runs from this host: its kernel, its /run, and nothing mounted."""
     from cfs_tags.formats.boot import paths
-    from cfs_tags.host import sysroot
+    from cfs_tags.host import mounts, sysroot
 
     monkeypatch.setattr(sysroot, "_same", lambda one, other: (one, other) == (str(three.root), "/sysroot"))
     monkeypatch.setattr(sysroot, "_text", lambda path: f"composefs={three.id('same')}" if path == "/proc/cmdline" else None)
-    monkeypatch.setattr(sysroot, "_mount_sources", tuple)
-    monkeypatch.setattr(sysroot, "_loader_info", lambda: None)
+    monkeypatch.setattr(mounts, "TABLE", os.devnull)
+    monkeypatch.setattr(sysroot, "_efi_variable", lambda name: None)
     monkeypatch.setattr(paths, "RUN", str(three.root / "run"))
     return three
 

@@ -68,7 +68,8 @@ mount -o remount,bind,ro "$root/sysroot"
 [ ! -d "$root/sysroot/run" ] || cp -R "$root/sysroot/run/." "$root/run/"
 printf 'root=UUID=0 rw composefs=%s\\n' "$booted" >"$work/cmdline"
 mount --bind "$work/cmdline" "$root/proc/cmdline"
-[ ! -d "$root/sys/firmware" ] || mount -t tmpfs none "$root/sys/firmware"
+# a machine without EFI
+[ ! -d "$root/sys/firmware" ] || { mount -t tmpfs none "$root/sys/firmware"; mkdir "$root/sys/firmware/acpi"; }
 cd "$root"
 exec chroot "$root" "$@"
 """
