@@ -60,8 +60,10 @@ class Mounts:
 
     def is_mounted(self, home: str) -> bool:
         """Whether something is mounted at a directory, or that cannot be known."""
-        mount = self._seen(home)
-        known = self.sources is not None and not isinstance(self._at[home], OSError)
+        number, mount = self._at[home], self._seen(home)
+        if isinstance(number, FileNotFoundError):
+            return False
+        known = self.sources is not None and not isinstance(number, OSError)
         return not known or (mount is not None and mount.place == os.path.realpath(home))
 
     def is_fat(self, home: str) -> bool:

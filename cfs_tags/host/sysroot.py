@@ -163,7 +163,7 @@ class _Homes:
                     yield one
                 elif not any(self.mounts.is_mounted(home) for home in self._at(one)):
                     reason = "it is in fstab, and nothing is mounted there"
-                    yield from (Place(name, home, reason) for name, home in places if home in self._at(one)[:1])
+                    yield from (Place(name, home, reason) for name, home in places if home in self._at(one)[-1:])
         started = _efi_variable("LoaderDevicePartUUID") if self._live and "esp" not in known else None
         uuids = {Partition.of(home).uuid for home in esps}
         if started is not None and esps and None not in uuids and started.lower() not in uuids:

@@ -5,6 +5,7 @@ Each host has lost the state directory of ``old``; what still boots it is in a p
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from cfs_tags import Repository
 from cfs_tags.host import lookup, mounts, refs, sysroot
 from cfs_tags.host.sysroot import Sysroot, SysrootView
 from deployments.conftest import view_of
+from support.livehost import Step, run_on_host
 from support.sysroots import Host, entry_text, uki
 
 
@@ -198,3 +200,38 @@ def test_what_fstab_has_and_is_not_mounted_is_named(lost: Host, monkeypatch: pyt
         "kept",
         f"boot-entry ({lost.root}/boot) could not be read: it is in fstab, and nothing is mounted there",
     )
+
+
+FSTAB = "it is in fstab, and nothing is mounted there"
+COVERED = "something else is mounted over the file system that is mounted there"
+NO_ESP = "no EFI system partition is mounted"
+
+
+def test_real_mounts_are_seen_as_they_are(hosts: Path, tmp_path: Path) -> None:
+    """What a running host with EFI says that it has not read, while partitions are mounted and unmounted."""
+    booted = json.loads((hosts / "life-staged.json").read_text())["booted"]
+    etc = f"/sysroot/state/deploy/{booted}/etc"
+    wanted = {
+        f"mkdir -p /sys/firmware/efi /efi {etc}; echo 'UUID=1 /efi vfat umask=0077 0 2' >{etc}/fstab": [
+            ("uki", "/efi", FSTAB),
+            ("uki", None, NO_ESP),
+        ],
+        "mount -t tmpfs esp /efi; mkdir -p /efi/EFI/BOOT": [],
+        "mount -t tmpfs other /efi; mkdir -p /efi/EFI/BOOT": [("uki", "/efi", COVERED)],
+        "umount /efi; mount -t tmpfs other /boot": [("boot-entry", "/boot", COVERED)],
+        "umount /boot; umount /boot": [],  # it is read below /sysroot
+        "umount /efi; mkdir -p /efi/EFI/BOOT": [("uki", "/efi", FSTAB), ("uki", None, NO_ESP)],
+        "mount -t tmpfs esp /boot; mkdir -p /boot/EFI/BOOT": [("uki", "/efi", FSTAB)],
+    }
+    steps = [
+        Step(
+            f"{{ {command}; }} >/dev/null; cfs-tag deployments --json >/run/said; jq -c .result.places /run/said", writable=True
+        )
+        for command in wanted
+    ]
+
+    said = run_on_host(hosts / "life-staged.tar.gz", booted, steps, tmp_path, columns=2000)
+
+    for typed, (command, unread) in zip(said, wanted.items(), strict=True):
+        places = json.loads(typed.text)
+        assert [(one["place"], one["path"], one["not_read"]) for one in places if one["not_read"]] == unread, command
