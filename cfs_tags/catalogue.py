@@ -217,6 +217,13 @@ CATALOGUE: dict[str, Entry] = {
         "A pin is made; what it would keep against a program that removes the objects of files in /boot, it does not keep.",
         "the pin keeps them as long as no such program runs; an export of the image keeps them anywhere",
     ),
+    "host-files-not-kept": Entry(
+        "CfsTagsError",
+        "pin {name:quoted}: {count} of origin and boot entries are not kept beside it: {reason}",
+        "name count reason",
+        "A pin of a deployment is made; what could not be read of its origin and its boot entries is not kept beside it.",
+        "mend what is named, and pin it again: what was kept before stays until then",
+    ),
     "tags-unread": Entry(
         "CfsTagsError",
         "{names:3,+} stay, because what they lead to is broken or cannot be read",

@@ -71,7 +71,7 @@ def _uses(repo: ReadRepo, row: Deployment) -> Iterator[Use]:
 def _pinned(repo: ReadRepo, rows: Sequence[Deployment]) -> Iterator[Use]:
     """What pins keep."""
     known = {row.manifest: row for row in rows}
-    for pin in pins.list_pins(repo):
+    for pin in pins.list_pins(repo, exact=True):
         if pin.manifest is not None and not pin.has_ended:
             row = known.get(pin.manifest)
             image, version = (row.image, row.version) if row is not None else (None, None)

@@ -1,6 +1,7 @@
 """What this machine remembers between two runs: files of JSON, each written whole or not at all.
 
-Losing one costs requests and nothing else; one that cannot be read counts as lost.
+One that is damaged counts as lost.  What :meth:`Memory.save_each` saved costs requests where it is lost, and counts as lost
+where the system does not give it, too.
 """
 
 from __future__ import annotations
@@ -40,13 +41,20 @@ class Memory:
         self._limit = limit
 
     def load(self) -> dict[str, Any]:
-        """What was saved; nothing where there is nothing, or it cannot be read."""
+        """What was saved; nothing where there is nothing, or it is damaged.
+
+        Raises:
+            SystemFailure: the system would not give it.
+        """
+        path = os.path.join(self._directory, self._file)
         try:
-            with open(os.path.join(self._directory, self._file), "rb") as file:
+            with open(path, "rb", opener=_open_at_once) as file:
                 data = file.read(self._limit + 1)
             document = json_fields.load(data, "remembered", self._limit)
-        except (OSError, FormatError):
+        except (FileNotFoundError, NotADirectoryError, FormatError):
             return {}
+        except OSError as error:
+            raise SystemFailure.of(error, "read", path) from error
         return document if document.get("about") == self._name else {}
 
     def save(self, value: dict[str, Any]) -> None:
@@ -62,7 +70,11 @@ class Memory:
         import gzip
 
         path = os.path.join(self._directory, self._file)
-        with suppress(OSError, EOFError, ValueError, RecursionError, zlib.error), gzip.open(path) as file:
+        with (
+            suppress(OSError, EOFError, ValueError, RecursionError, zlib.error),
+            open(path, "rb", opener=_open_at_once) as packed,
+            gzip.open(packed) as file,
+        ):
             if json.loads(file.readline(self._limit)) == self._name:
                 while line := file.readline(self._limit):
                     yield json.loads(line)
@@ -122,6 +134,11 @@ class Memory:
             return fd
         except OSError as error:
             raise SystemFailure.of(error, "make the directory", made) from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file, and does not wait for the writer of a pipe in its place: that is empty."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _line(value: Any) -> bytes:

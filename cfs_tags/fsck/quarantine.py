@@ -14,7 +14,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, RefusedError, SystemFailure
+from cfs_tags.errors import CfsTagsError, FormatError, IncompleteTarget, NotALink, RefusedError, SystemFailure
 from cfs_tags.formats import json_fields
 from cfs_tags.repo import fsops, images, layout
 from cfs_tags.repo.layout import QUARANTINE, TMP
@@ -80,11 +80,13 @@ def file_of(path: str, link: str) -> str:
 
 
 def is_back(repo: ReadRepo, record: Record) -> bool:
-    """Whether something stands again where the ref stood."""
+    """Whether something stands again where the ref stood, for sure: else the record stays."""
     try:
         return repo.read_link(record.path) is not None
-    except CfsTagsError:
+    except NotALink:
         return True
+    except CfsTagsError:
+        return False
 
 
 def keep(repo: WriteRepo, ref: BrokenRef, time: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from cfs_tags.errors import CfsTagsError, PlaceUnread, RefusedError
+from cfs_tags.errors import DamagedError, PlaceUnread, RefusedError
 from cfs_tags.gc.mark import Marks, Snapshot
 from cfs_tags.gc.values import GcOptions
 from cfs_tags.host.sightings import BOOTING
@@ -78,7 +78,7 @@ def _images_of_apps(repo: ReadRepo, snapshot: Snapshot) -> set[str]:
     bootable: set[str] = set()
     for name, link in snapshot.streams.items():
         if name.startswith(ContentId.CONFIG):
-            with suppress(CfsTagsError):  # what cannot be read explains no image
+            with suppress(DamagedError):  # what is no stream explains no image
                 named = repo.stream(layout.object_of_link(link, repo.algorithm, name), name).named_refs
                 kind = bootable if any(key.startswith(BOOT_KEY) for key in named) else apps
                 kind.update(target for key, target in named.items() if key.startswith(EROFS_KEY))

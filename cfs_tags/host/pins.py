@@ -36,7 +36,7 @@ from cfs_tags.tags.pins import Pin
 from cfs_tags.values import ContentId, DeploymentId, Digest, ObjectId, TagName
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from cfs_tags.host.sysroot import SysrootView
     from cfs_tags.repo.images import StoredImage
@@ -203,14 +203,22 @@ def _keep_beside(repo: WriteRepo, view: SysrootView | None, made: PinResult, not
     if made.deployment is not None and made.manifest is not None:
         _link_objects(repo, made, Digest.trusted(made.manifest), objects)
     is_new = not repo.is_file(f"{home}/{pins.RECORD}")
-    files = dict(_files_of_host(view, DeploymentId.trusted(made.deployment))) if view is not None and made.deployment else {}
+    before = pins.Record()
+    with suppress(FormatError):
+        before = pins.read_record(repo, home)
+    files: dict[str, bytes] = {}
+    if view is not None and made.deployment:
+        files, unread = _files_of_host(view, DeploymentId.trusted(made.deployment))
+        if unread:
+            repo.recovered.append(CfsTagsError("host-files-not-kept", name=made.name, count=len(unread), reason=unread[0]))
+        if (unread or view.unread) and not {*before.entries} <= files.keys():
+            files = {}  # what is kept already is more
     entries = [path for path in files if path != pins.ORIGIN]
     if pins.ORIGIN in files:
         _write(repo, f"{home}/{pins.ORIGIN}", files[pins.ORIGIN])
     for number, path in enumerate(entries):
         _write(repo, f"{home}/{pins.ENTRY}{number}", files[path])
     if is_new or entries or note.reason is not None:
-        before = pins.record_of(repo, Pin(made.name, None, None, None, {}))
         record = {
             "name": made.name,
             "made": before.made or reflog.timestamp(),
@@ -252,18 +260,26 @@ def _boot_objects(repo: ReadRepo, digest: Digest) -> set[ObjectId]:
     return found
 
 
-def _files_of_host(view: SysrootView, deployment: DeploymentId) -> Iterator[tuple[str, bytes]]:
-    """The origin and the files of the boot entries of a deployment, those that can be read."""
-    with suppress(OSError, CfsTagsError), Directory(view.sysroot.root) as top:
-        origin = top.read_file(f"{paths.STATE_DEPLOY}/{deployment}/{paths.origin_name(deployment)}", MAX_ORIGIN)
-        if origin is not None:
-            yield pins.ORIGIN, origin
+def _files_of_host(view: SysrootView, deployment: DeploymentId) -> tuple[dict[str, bytes], list[str]]:
+    """The origin and the files of the boot entries of a deployment by their paths, and why others could not be read."""
+    files, unread = {}, []
+    home = f"{paths.STATE_DEPLOY}/{deployment}/{paths.origin_name(deployment)}"
+    places: dict[str, tuple[type[Directory], str, str, int]] = {pins.ORIGIN: (Directory, view.sysroot.root, home, MAX_ORIGIN)}
     for entry in view.entries:
         if entry.deployment == deployment and entry.kind != "uki":  # a program is no text
-            with suppress(OSError, CfsTagsError), HostDirectory(os.path.dirname(entry.path)) as top:
-                text = top.read_file(os.path.basename(entry.path), grub.MAX_GRUB_CONFIG)
-                if text is not None:
-                    yield entry.path, text
+            places[entry.path] = (HostDirectory, *os.path.split(entry.path), grub.MAX_GRUB_CONFIG)
+    for path, (kind, top, name, limit) in places.items():
+        try:
+            with kind(top) as opened:
+                text = opened.read_file(name, limit)
+        except OSError as error:
+            unread.append(SystemFailure.of(error, "open", top).message)
+        except CfsTagsError as error:
+            unread.append(error.message)
+        else:
+            if text is not None:
+                files[path] = text
+    return files, unread
 
 
 def put_back(repo: WriteRepo, pin: Pin) -> tuple[ObjectId, ...]:
@@ -348,7 +364,7 @@ def tidy(repo: WriteRepo, new: str | None = None) -> None:
         return
     if not kept:
         return
-    homes = {pin.home for pin in pins.list_pins(repo, exact=True) if pin.name != new}
+    homes = {pin.home for pin in pins.list_pins(repo) if pin.name != new}
     for name in kept:
         path = f"{layout.PINNED}/{name}"
         if path not in homes:

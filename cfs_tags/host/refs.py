@@ -230,9 +230,9 @@ def _date(repo: WriteRepo, changes: Iterable[RefChange]) -> None:
 
     Where that cannot be written, or is not done because of a kill, the refs are as old as the clock said.
     """
-    known = clock.read(repo)
-    if known.latest > known.now:
-        for change in changes:
+    with suppress(SystemFailure):
+        known = clock.read(repo)
+        for change in changes if known.latest > known.now else ():
             if change.new is not None:
                 with suppress(OSError):
                     fsops.date_link(repo.fd, change.path, known.latest)
@@ -302,11 +302,14 @@ def plan_retire(
         only: these alone; none means all.
         grace: seconds.
         now: seconds since 1970; None asks the clock, as far as that is believed.
+
+    Raises:
+        SystemFailure: the system would not give the ref of a pin, or another that was asked for.
     """
     moment = clock.read(repo).earliest if now is None else now
     known = _seen(repo)
     wanted = set(only)
-    pinned = pins.of_deployments(repo)
+    pinned = pins.of_deployments(repo, exact=True)
     changes: list[RefChange] = []
     rows = []
     for name in referred(repo):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags import gc
-from cfs_tags.errors import CfsTagsError
+from cfs_tags.errors import CfsTagsError, SystemFailure
 from cfs_tags.fsck import objects as checks
 from cfs_tags.gc import GcOptions, GcPlan, GcResult
 from cfs_tags.host.refs import adopt, plan_adoption
@@ -107,7 +107,6 @@ class _Job(NamedTuple):
     timeout: float
     dry_run: bool
     end: float
-    known: Known
     progress: Callable[[int, int], None] | None
 
 
@@ -138,7 +137,7 @@ def maintain(
         KeyboardInterrupt: what was done by then is done.
     """
     end = time.monotonic() + budget.seconds
-    job = _Job(repo, read_view, budget, note, timeout, dry_run, end, settled.read(repo), progress)
+    job = _Job(repo, read_view, budget, note, timeout, dry_run, end, progress)
     made = Maintained()
     for step, work in _STEPS.items():
         try:
@@ -196,7 +195,10 @@ def _collect(job: _Job, made: Maintained) -> Maintained:
         free_bytes=job.budget.free_bytes, seconds=max(job.end - time.monotonic(), 0.0), keep_log=files.kept_log(repo)
     )
     mark = "" if gc.plan_refs(repo, view).changes else settled.mark(repo)
-    if mark and mark == job.known.mark and abs(time.time() - job.known.marked) < _MOST_DAYS:
+    known = Known()
+    with suppress(SystemFailure):  # then it is not known that there is nothing to do
+        known = settled.read(repo)
+    if mark and mark == known.mark and abs(time.time() - known.marked) < _MOST_DAYS:
         return made._replace(unchanged=True)
     if job.dry_run:
         with repo.locked("shared", job.timeout):
@@ -220,10 +222,10 @@ def _check(job: _Job, made: Maintained) -> Maintained:
     """Read what was damaged, and what is due of the objects, in the order of their ids, from where the last check ended."""
     if job.dry_run:
         return made
-    known = job.known
+    known = settled.read(job.repo)
     # whatever time and budget there is: what was found stands until the object is right or gone
     part = _check_some(job, Part(), list(known.wrong)) if known.wrong else Part()
-    part, since, place = _check_due(job, part, object_directories(job.repo))
+    part, since, place = _check_due(job, known, part, object_directories(job.repo))
     part = part._replace(findings=tuple(dict.fromkeys(part.findings)))
     wrong = checks.names_of(one for one in part.findings if one.fails)[: settled.MOST_WRONG]
     if (since, place, wrong) != (known.checked, known.place, known.wrong):
@@ -231,9 +233,9 @@ def _check(job: _Job, made: Maintained) -> Maintained:
     return made._replace(checked=part)
 
 
-def _check_due(job: _Job, part: Part, parents: list[str]) -> tuple[Part, float, str]:
+def _check_due(job: _Job, known: Known, part: Part, parents: list[str]) -> tuple[Part, float, str]:
     """Read the directories that are due; gives also up to when all is checked, and the next place."""
-    every, now, known = job.budget.check_every, time.time(), job.known
+    every, now = job.budget.check_every, time.time()
     if not every or not parents:
         return part, known.checked, known.place
     # where the clock was set back, time counts from now

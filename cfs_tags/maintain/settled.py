@@ -20,7 +20,7 @@ import json
 import os
 from typing import NamedTuple
 
-from cfs_tags.errors import CfsTagsError, SystemFailure
+from cfs_tags.errors import FormatError, SystemFailure
 from cfs_tags.formats import json_fields
 from cfs_tags.inventory import object_directories
 from cfs_tags.repo import fsops, layout
@@ -53,11 +53,15 @@ class Known(NamedTuple):
 
 
 def read(repo: ReadRepo) -> Known:
-    """What the file says; nothing where it is absent or makes no sense."""
+    """What the file says; nothing where it is absent or makes no sense.
+
+    Raises:
+        SystemFailure: the system would not give it.
+    """
     try:
         data = repo.read_file(FILE, _LIMIT)
         found = json_fields.load(data, "what maintenance knows", _LIMIT) if data is not None else {}
-    except CfsTagsError:
+    except FormatError:
         return Known()
     mark, marked, checked, place, wrong = (found.get(name, Known._field_defaults.get(name)) for name in Known._fields)
     if not (isinstance(mark, str) and isinstance(place, str) and set(place) <= _HEX):

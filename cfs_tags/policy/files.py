@@ -6,12 +6,15 @@ What is parsed is imported when there is a file: most repositories have none, an
 from __future__ import annotations
 
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from cfs_tags.errors import CfsTagsError, NotFoundError, SystemFailure, UsageError
 from cfs_tags.repo import forgetting, layout
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cfs_tags.policy.rules import Policy
     from cfs_tags.repo.store import ReadRepo
 
@@ -30,7 +33,7 @@ def read(repo: ReadRepo) -> Policy | None:
         UsageError: ``invalid-policy``.
         FormatError, SystemFailure: a file cannot be read.
     """
-    texts = ((repo.read_file(FILE, _LIMIT), os.path.join(repo.path, FILE)), (_read_text(_SYSTEM), _SYSTEM))
+    texts = ((repo.read_file(FILE, _LIMIT), os.path.join(repo.path, FILE)), (_read_text(_SYSTEM, _open_regular), _SYSTEM))
     found: Policy | None = None
     for text, path in texts:
         if text is not None:
@@ -76,10 +79,19 @@ def kept_log(repo: ReadRepo) -> float | None:
     return forgetting.USUAL if found is None or found.keep_log is None else float(found.keep_log)
 
 
-def _read_text(path: str) -> bytes | None:
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file that must be one: nobody writes into a pipe in its place, and every deletion would wait for that."""
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise UsageError("invalid-policy", path=path, reason="it is no regular file")
+
+
+def _read_text(path: str, opener: Callable[[str, int], int] | None = None) -> bytes | None:
     """A file of the system's; None where there is none.  What a link leads to may be on a disk that is not mounted."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             text = file.read(_LIMIT + 1)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not any(map(os.path.islink, (path, os.path.dirname(path)))):

@@ -55,7 +55,8 @@ def plan(repo: ReadRepo, policy: Policy, now: datetime, *, allow_empty_group: bo
     Raises:
         RefusedError: ``empty-group``.
         FormatError: the record of good boots is damaged.
-        SystemFailure: the ref of a deployment cannot be read: it may be to any image.
+        SystemFailure: the ref of a deployment cannot be read: it may be to any image; or, where a boot was recorded, an image:
+            it may be the one that was booted.
     """
     tags = list_tags(repo, owners=("app", "bootc"))
     used = _used(repo)
@@ -166,7 +167,10 @@ def _used(repo: ReadRepo) -> dict[Digest, str]:
 def _good_images(repo: ReadRepo) -> list[set[Digest]]:
     """The images that were booted successfully, those of the last such boot first."""
     index = Index(repo)
-    return [images_of(boot, index) for boot in reversed(good_boots(repo))]
+    found = [images_of(boot, index) for boot in reversed(good_boots(repo))]
+    if index.unread:  # it may be one of them
+        raise index.unread[0]
+    return found
 
 
 def _last_good(good: list[set[Digest]], named: set[Digest]) -> set[Digest]:

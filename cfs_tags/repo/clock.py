@@ -11,12 +11,13 @@ Where there is no such file, the clock is believed.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from cfs_tags.errors import CfsTagsError, RefusedError, SystemFailure
+from cfs_tags.errors import RefusedError, SystemFailure
 from cfs_tags.repo import fsops, layout
 from cfs_tags.repo.store import ReadRepo, WriteRepo
 
@@ -25,7 +26,8 @@ _BACK = 3600.0
 """Seconds by which a clock is corrected without having been wrong."""
 _AHEAD = 182 * 86400.0
 """Seconds in which something is done to a repository that is in use."""
-
+_UNKNOWN = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+"""How the system answers where there is no such file, or where this user may not look, who can then change nothing either."""
 
 LATEST = 221_845_392_000.0
 """The year 9000: whoever dates a file later, or before 1970, means no time."""
@@ -74,15 +76,18 @@ def read(repo: ReadRepo, *, trusted: bool = False) -> Clock:
     Args:
         repo: where.
         trusted: somebody says that the clock is right.
+
+    Raises:
+        SystemFailure: the system would not say when the clock was believed last.
     """
     return Clock(time.time(), None if trusted else _seen(repo))
 
 
 def advance(repo: WriteRepo) -> None:
-    """Have the time that was seen go on with the clock, where that is believed; where it cannot be written, it stays."""
-    known = read(repo)
-    if known.doubt is None:
-        with suppress(OSError):
+    """Have the time that was seen go on with the clock, where that is believed; where the system refuses, it stays."""
+    with suppress(OSError, SystemFailure):
+        known = read(repo)
+        if known.doubt is None:
             fsops.date(repo.fd, _FILE, known.latest)
 
 
@@ -100,9 +105,12 @@ def believe(repo: WriteRepo) -> None:
 
 
 def _seen(repo: ReadRepo) -> float | None:
-    with suppress(OSError, CfsTagsError):
+    try:
         return min(max(repo.status(_FILE).st_mtime, 0.0), LATEST)
-    return None
+    except OSError as error:
+        if error.errno in _UNKNOWN:
+            return None
+        raise SystemFailure.of(error, "look at", os.path.join(repo.path, _FILE)) from error
 
 
 def _shown(seconds: float) -> str:

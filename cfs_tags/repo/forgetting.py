@@ -83,7 +83,9 @@ def _plan(repo: ReadRepo, before: str) -> Forgetting:
 
 def _write(repo: WriteRepo, made: Forgetting, before: str) -> None:
     for path in made.files:
-        kept, _ = _lines(repo, path, before)
+        kept, gone = _lines(repo, path, before)
+        if not gone:
+            continue  # it is not whole any more
         try:
             fsops.replace_file(repo.fd, path, b"".join(line + b"\n" for line in kept), f"{layout.TMP}/log")
         except OSError as error:

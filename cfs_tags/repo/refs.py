@@ -82,8 +82,10 @@ def _stamp(repo: ReadRepo, before: int | None = None) -> int | None:
     """
     try:
         fd = repo.hold_directory(JOURNALS)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return 0
+    except OSError:
+        return None
     try:
         status = os.fstat(fd)
         stamp = status.st_mtime_ns
@@ -184,4 +186,14 @@ def _is_directory(fd: int, name: str, *, is_no_link: bool) -> bool:
     except OSError:
         if is_no_link:
             raise
-        return False
+        return _is_listed_as_directory(fd, name)
+
+
+def _is_listed_as_directory(fd: int, name: str) -> bool:
+    """Whether a directory says of a name that it is one's, without a look at what has that name.
+
+    Raises:
+        OSError: it does not say (some file systems never do), or cannot be read.
+    """
+    with os.scandir(fd) as entries:
+        return any(entry.name == name and entry.is_dir(follow_symlinks=False) for entry in entries)

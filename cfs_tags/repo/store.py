@@ -35,6 +35,7 @@ _PARTS = (layout.OBJECTS, layout.STREAMS, layout.IMAGES, layout.STREAM_REFS, lay
 _OBJECT_PATHS = f"{layout.OBJECTS}/"
 _FILE = os.O_RDONLY | os.O_NONBLOCK
 _MAX_META = 1 << 20
+_ON_THE_WAY = (os.path.dirname(STATE_DEPLOY), STATE_DEPLOY)
 _MOUNTED_READ_ONLY = "the file system is mounted read-only"
 
 
@@ -231,15 +232,18 @@ class ReadRepo(Directory):
         try:
             beside = os.stat(f"../{STATE_DEPLOY}", dir_fd=self.fd)
         except OSError as error:
-            if error.errno in (
-                errno.ENOENT,
-                errno.ENOTDIR,
-                errno.ELOOP,
-                errno.EACCES,
-            ):  # what this user may not see is not its host
+            # what this user may not see is not its host; what a link leads to may be on a disk that is not mounted
+            absent = error.errno in (errno.ENOENT, errno.ENOTDIR) and not any(map(self._is_link_beside, _ON_THE_WAY))
+            if absent or error.errno == errno.EACCES:
                 return None
             raise SystemFailure.of(error, "look at", self._shown(f"../{STATE_DEPLOY}")) from error
         return os.path.join(self.path, "..") if stat.S_ISDIR(beside.st_mode) else None
+
+    def _is_link_beside(self, name: str) -> bool:
+        try:
+            return stat.S_ISLNK(os.stat(f"../{name}", dir_fd=self.fd, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 

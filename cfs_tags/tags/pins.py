@@ -117,7 +117,8 @@ def list_pins(repo: ReadRepo, *, exact: bool = False) -> list[Pin]:
 
     Args:
         repo: where.
-        exact: whether a link that the system does not give is an error, and not left out: for changes.
+        exact: whether a link that the system does not give is an error, and what is no link left out: for changes.  Else
+            the text of both is empty, and nothing is known of what they lead to.
 
     Raises:
         FormatError: a directory of refs is no directory.
@@ -130,8 +131,8 @@ def list_pins(repo: ReadRepo, *, exact: bool = False) -> list[Pin]:
             if link is None and exact:
                 with suppress(NotALink):
                     link = repo.read_link(path)
-            if name and link is not None:
-                found.setdefault((layout.decode_name(name), when), {})[path] = link
+            if name and (link is not None or not exact):
+                found.setdefault((layout.decode_name(name), when), {})[path] = link or ""
     return [_pin(repo, name, when, links) for (name, when), links in sorted(found.items())]
 
 
@@ -165,10 +166,10 @@ def manifest_of(repo: ReadRepo, name: str) -> Digest:
     return pin.manifest
 
 
-def of_deployments(repo: ReadRepo) -> dict[DeploymentId, tuple[Pin, ...]]:
-    """The pins of each deployment that is pinned now."""
+def of_deployments(repo: ReadRepo, *, exact: bool = False) -> dict[DeploymentId, tuple[Pin, ...]]:
+    """The pins of each deployment that is pinned now.  Arguments and errors are those of :func:`list_pins`."""
     found: dict[DeploymentId, tuple[Pin, ...]] = {}
-    for pin in list_pins(repo):
+    for pin in list_pins(repo, exact=exact):
         if pin.deployment is not None and not pin.has_ended:
             found[pin.deployment] = (*found.get(pin.deployment, ()), pin)
     return found

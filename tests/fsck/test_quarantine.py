@@ -18,6 +18,7 @@ from cfs_tags.repo.transaction import run
 from cfs_tags.tags import edit
 from fsck.damage import APP, check, codes, drop, failing, relink, stream
 from support.raising import raises
+from support.refusing import refused
 
 TAG = "streams/refs/oci/quay.io%2Fapps%2Fweb:1"
 
@@ -147,3 +148,15 @@ def test_a_name_that_is_not_utf8_comes_back(repo: Path) -> None:
     # its object is there, so the link is made again and no ref goes
     assert [one.path for one in first.plan.links] == [f"streams/{target.name}"]
     assert os.readlink(target) == text
+
+
+def test_a_record_stays_where_it_cannot_be_read_whether_the_ref_is_back(repo: Path) -> None:
+    name = take_out(repo)
+    with Repository.open(repo, write=True) as opened:
+        with refused(os.path.basename(TAG)):
+            quarantine.forget(opened)
+        assert TAG in [record.path for record in quarantine.records(opened)]
+
+    bring_back(repo, name)
+    restore(repo, APP)
+    assert (repo / TAG).is_symlink()

@@ -437,3 +437,16 @@ def test_what_goes_to_the_journal_is_one_object_a_line(home: Path, run: Run) -> 
     assert warning["time"].endswith("Z")
     assert run("--log-format", "xml", "list").status == 2
     assert run("--log-format", "text", "delete", "absent").err.startswith("cfs-tag: ")
+
+
+@pytest.mark.parametrize("link", ["etc", "etc/hooks.d", "etc/hooks.d/pre"])
+def test_a_guard_behind_a_link_that_leads_nowhere_is_not_absent(
+    link: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "_DIRECTORY", str(tmp_path / "etc/hooks.d"))
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).symlink_to("/nowhere")
+
+    said = run("create", "x:1", WEB, "--json")
+
+    assert (said.status, said.json["error"]["code"]) == (4, "hook-refused")

@@ -23,6 +23,7 @@ from cfs_tags.policy import files
 from cli.conftest import Run
 from support.images import app_image, pull_image
 from support.peers import Cfsctl
+from support.refusing import refused
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
 STOPPED = ("--esp", "none", "--run", "none", "--booted", "none")
@@ -299,6 +300,10 @@ def test_damage_stands_until_the_object_is_right_or_gone(maintain: Run, call: Ru
         assert said.status == 6
         assert [one["path"] for one in said.json["result"]["checked"]["findings"]] == damaged
         assert "cfs_tags_last_maintenance_findings 2.0" in figure()
+    with refused("maintain.json"):
+        said = maintain("--check-every", "1s", "--json")
+        assert "check" in said.json["result"]["failed"]
+        assert call("--sysroot", sysroot, "status", *STOPPED).status == 1
     assert shown() == damaged
 
     first.write_bytes(whole)

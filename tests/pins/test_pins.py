@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +16,12 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.errors import RefusedError, UsageError
+from cfs_tags.host import pins as keeping
 from cfs_tags.tags.pins import list_pins
 from cli.conftest import Run
 from pins.conftest import Pinnable, contents, named_in, unlink_boot_objects
 from support.peers import Cfsctl
+from support.refusing import refused
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
 TOPS = ("streams/refs/cfs-tags/pins", "streams/refs/cfs-tags/pin-configs", "images/refs/cfs-tags/pins")
@@ -386,3 +389,113 @@ def test_the_objects_of_boot_that_a_newer_bootc_removes_stay_beside(pinnable: Pi
 
     kept = {path.name: path.read_bytes() for path in (pinnable.repo / "cfs-tags/pins").glob("*/objects/*")}
     assert {one: kept.get(one) for one in gone} == {one: before[one] for one in gone}
+
+
+# -- what cannot be read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["unpin", DB], ["pin", "quay.io/apps/web:1", "--name", "x"], ["gc", "--no-sysroot", "--keep-broken"]]
+)
+def test_what_pins_keep_stays_where_the_system_does_not_say_what_their_directory_is(
+    words: list[str], run: Run, repo: Path
+) -> None:
+    run("pin", WEB, ok=True)
+    run("pin", DB, "--until", "9d", ok=True)
+    run("delete", WEB, ok=True)
+    before, beside = contents(repo), sorted((repo / "cfs-tags/pins").rglob("*"))
+
+    with refused("always"):
+        assert run(*words).status != 0
+
+    assert contents(repo) == before
+    assert set(beside) <= set((repo / "cfs-tags/pins").rglob("*"))
+    assert len(links(repo)) == 4
+
+
+def test_what_is_beside_a_pin_stays_where_files_stand_in_the_place_of_its_links(run: Run, repo: Path) -> None:
+    """So it is after a copy that followed links."""
+    run("pin", WEB, ok=True)
+    for path in links(repo):
+        (repo / path).unlink()
+        (repo / path).write_text("")
+    beside = sorted((repo / "cfs-tags/pins").rglob("*"))
+
+    run("pin", DB, ok=True)
+
+    assert set(beside) <= set((repo / "cfs-tags/pins").rglob("*"))
+    assert pins_of(run)[WEB]["manifest"] is None
+
+
+def test_a_pin_whose_links_cannot_be_read_is_listed(run: Run) -> None:
+    run("pin", WEB, ok=True)
+    with refused("quay.io%2Fapps%2Fweb:1"):
+        assert pins_of(run)[WEB]["manifest"] is None
+
+
+@pytest.fixture
+def pinned(sysroot: Path, call: Run) -> tuple[Run, str]:
+    """A deployment of the example host that is pinned, and ``run`` on that host."""
+
+    def on_host(command: str, *words: str | Path, ok: bool = False, input: bytes = b"") -> Any:
+        return call("--sysroot", sysroot, command, "--run", "none", "--booted", "none", "--esp", "none", *words, ok=ok)
+
+    name = on_host("deployments", "--json").result["deployments"][-1]["id"]
+    on_host("pin", name, "--name", "kept", "--reason", "it worked", ok=True)
+    return on_host, name
+
+
+def test_the_refs_of_a_deployment_stay_where_its_pin_cannot_be_read(pinned: tuple[Run, str], sysroot: Path) -> None:
+    """Those of its bound images, too, which no pin keeps."""
+    on_host, name = pinned
+    repo = sysroot / "composefs"
+    on_host("migrate", ok=True)
+    shutil.rmtree(sysroot / "state/deploy" / name)
+    for entry in (sysroot / "boot").rglob("*.conf"):
+        if name in entry.read_text():
+            entry.unlink()
+    bound = repo / "streams/refs/cfs-tags/bound" / name / "app"
+    bound.parent.mkdir(parents=True)
+    bound.symlink_to("../" * 4 + os.path.basename(os.readlink(next((repo / "streams/refs/oci").glob("*web:1")))))
+
+    with refused("kept"):
+        said = on_host("retire", "--grace", "0", ok=False)
+
+    assert said.status == 1, said
+    assert bound.is_symlink()
+    on_host("retire", "--grace", "0", ok=True)
+    assert bound.is_symlink(), "it is pinned"
+
+
+def test_what_was_written_down_of_a_pin_and_cannot_be_read_is_not_written_anew(pinned: tuple[Run, str], sysroot: Path) -> None:
+    on_host, name = pinned
+    (record,) = (sysroot / "composefs/cfs-tags/pins").glob("*/pin.json")
+    before = record.read_bytes()
+
+    with refused("pin.json"):
+        assert on_host("pin", name, "--name", "kept", "--until", "9d", "--reason", "other").status == 1
+
+    assert record.read_bytes() == before
+
+
+def test_what_cannot_be_read_of_the_host_is_said_and_takes_nothing_from_what_is_kept(
+    pinned: tuple[Run, str], sysroot: Path
+) -> None:
+    on_host, name = pinned
+    (home,) = (sysroot / "composefs/cfs-tags/pins").iterdir()
+    before = {path.name: path.read_bytes() for path in home.glob("*") if path.is_file()}
+    assert set(before) >= {"entry.0", "origin"}
+    entry = os.path.basename(json.loads(before["pin.json"])["entries"][0])
+
+    read = keeping._files_of_host
+
+    for name_of_file in (entry, f"{name}.origin"):
+
+        def refusing(*args: Any, refuse: str = name_of_file) -> Any:
+            with refused(refuse):
+                return read(*args)
+
+        with patch.object(keeping, "_files_of_host", refusing):
+            said = on_host("pin", name, "--name", "kept", "--json", ok=True)
+        assert [one["code"] for one in said.json["warnings"]] == ["host-files-not-kept"]
+    assert {path.name: path.read_bytes() for path in home.glob("*") if path.is_file()} == before

@@ -19,6 +19,7 @@ from cfs_tags.repo import clock, fsops
 from cfs_tags.tags.pins import list_pins
 from cli.conftest import Run
 from support.images import app_image
+from support.refusing import refused
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
 DAY = 86400.0
@@ -367,3 +368,24 @@ def test_what_the_page_says_to_do_leads_out_of_the_doubt(run: Run, repo: Path) -
         ends = [tag.ends for tag in opened.tags.list() if tag.ends is not None]
     assert len(ends) == 2
     assert all(end < soon for end in ends)
+
+
+def test_what_was_seen_of_the_clock_and_cannot_be_read_is_not_unknown(run: Run, repo: Path) -> None:
+    """The clock would be believed, and everything with an end would go."""
+    run("pin", WEB, "--until", "30d", ok=True)
+    run("create", "lease", DB, "--expires", "30d", ok=True)
+    with clock_moved(YEARS), refused("clock"):
+        said = run("gc", "--no-sysroot")
+        dropped = run("retire", "--grace", "0", "--dry-run")
+
+    assert (said.status, dropped.status) == (1, 1)
+    assert "cfs-tags/clock" in said.err
+    run("resolve", "lease", ok=True)
+    with Repository.open(repo) as opened:
+        assert [pin.name for pin in list_pins(opened)] == [WEB]
+
+
+def test_what_is_done_is_done_where_what_was_seen_of_the_clock_cannot_be_read(run: Run) -> None:
+    with refused("clock"):
+        run("create", "new", DB, ok=True)
+    run("resolve", "new", ok=True)

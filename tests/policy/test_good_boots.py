@@ -6,12 +6,16 @@ import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from cfs_tags import Repository
+from cfs_tags.errors import SystemFailure
 from cfs_tags.host.good import GoodBoot, good_boots
 from cfs_tags.policy import files
+from cfs_tags.repo import images
+from cfs_tags.values import Digest
 from cli.conftest import Run
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
@@ -146,3 +150,29 @@ def test_programs_have_policies_too(repo: Path, tmp_path: Path) -> None:
         assert kept.ends is not None
         assert opened.policy.apply(policy) == ()
         opened.tags.delete(WEB, keep_for=timedelta(hours=1))
+
+
+def test_what_may_have_been_booted_well_and_cannot_be_read_has_policies_drop_nothing(
+    run: Run, repo: Path, tmp_path: Path, web: str, deployments: list[dict[str, Any]]
+) -> None:
+    """The record may name the image by its deployment alone."""
+    first = deployments[0]
+    write(repo, GoodBoot(first["id"], None, "", "", 1))
+    for name, target in (("1", f"@{first['manifest']}"), ("2", WEB)):
+        run("create", f"quay.io/os/fedora:{name}", target, ok=True)
+    policy = tmp_path / "p.toml"
+    policy.write_text('[[rule]]\ntags = "quay.io/os/*"\nkeep-last = 1\n')
+    assert dropped(run, policy) <= {"quay.io/os/fedora:2"}
+    load = images.load
+    come: list[Digest] = []
+
+    def once(opened: Any, digest: Digest) -> Any:
+        if digest == first["manifest"] and digest not in come:
+            come.append(digest)
+            raise SystemFailure(operation="read", path="streams", reason="Input/output error", errno=5)
+        return load(opened, digest)
+
+    with patch.object(images, "load", once):
+        said = run("policy", "apply", "--file", policy)
+
+    assert (said.status, come) == (1, [first["manifest"]])

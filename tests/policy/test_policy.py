@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,14 @@ def test_the_policy_to_begin_with_keeps_everything_until_its_rule_is_no_comment(
     assert parse(written.encode(), "p").rules == (
         Rule("p", 1, ("quay.io/org/app:*",), Counts(3, daily=7, within=timedelta(days=30)), ("*:latest",), good=2),
     )
+
+
+def test_a_pipe_in_the_place_of_a_policy_holds_nobody_up_and_is_not_an_empty_one(run: Run, repo: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "etc.toml", repo / "cfs-tags/policy.toml"):
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path)
+        said = run("delete", WEB)
+        assert said.status != 0
+        assert str(path) in said.err
+        path.unlink()
+    run("resolve", WEB, ok=True)

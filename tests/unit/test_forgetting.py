@@ -182,3 +182,13 @@ def test_what_is_left_is_the_end_of_what_was_there(stocked: Path, moves: list[tu
         for name in "abc":
             if mine.tags.get(name) is not None:
                 tagging.delete(mine, [name])
+
+
+def test_a_file_that_is_not_whole_when_it_is_written_stays(old: Path) -> None:
+    with Repository.open(old, write=True) as mine:
+        made = forgetting._plan(mine, reflog.timestamp(time.time() - KEEP))
+        before = {path: (old / path).read_bytes() for path in made.files}
+        with patch.object(reflog, "lines_of", lambda repo, path: ([], False)):
+            forgetting._write(mine, made, reflog.timestamp(time.time() - KEEP))
+    assert made.files
+    assert {path: (old / path).read_bytes() for path in made.files} == before

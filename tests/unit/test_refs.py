@@ -21,6 +21,7 @@ from cfs_tags.tags import edit, history, rows
 from support import stock
 from support.interrupt import count_calls, fail_after
 from support.peers import Cfsctl
+from support.refusing import refused
 from support.stock import (
     PRIVATE,
     SHARED,
@@ -643,3 +644,30 @@ def test_a_directory_that_is_not_given_at_the_first_look_is_walked_all_the_same(
     monkeypatch.setattr(os, "readlink", refuses)
     with Repository.open(repo) as opened:
         assert [entry.path for entry in refs.walk(opened, "streams/refs")] == ["streams/refs/a/b/c"]
+
+
+def test_a_directory_that_is_not_given_at_any_look_is_no_ref(stocked: Path) -> None:
+    """What stands in it would be left out."""
+    make_tag(stocked, "app", digest_of(stocked, "one"), home=f"{PRIVATE}/below")
+    with Repository.open(stocked) as repo:
+        with refused("below"), pytest.raises(SystemFailure):
+            refs.everything(repo)
+        with refused("app"):
+            assert refs.everything(repo)[f"{PRIVATE}/below/app"] == ""
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_where_it_is_not_known_whether_a_transaction_is_on_its_way_refs_are_read_with_the_lock(
+    stocked: Path, number: int
+) -> None:
+    transact(stocked)
+    held = []
+
+    def read() -> None:
+        (lock,) = [path for path in Path("/proc/self/fd").iterdir() if os.path.realpath(path).endswith("refs.lock")] or [None]
+        held.append(lock is not None)
+
+    with Repository.open(stocked) as repo, refused("journal", number):
+        refs.read_at_once(repo, read)
+
+    assert held == [True]

@@ -723,3 +723,14 @@ def test_modes_of_what_we_make_let_others_read(stocked: Path) -> None:
     for path in (stocked / "cfs-tags").rglob("*"):
         mode = stat.S_IMODE(path.lstat().st_mode)
         assert mode == (0o755 if path.is_dir() else 0o644), path
+
+
+@pytest.mark.parametrize("link", ["state", "state/deploy"])
+def test_deployments_behind_a_link_that_leads_nowhere_are_not_absent(repo: Path, link: str) -> None:
+    """They may be on a disk that is not mounted: a collection would take the host for none."""
+    place = repo.parent / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to("/nowhere")
+    with Repository.open(repo) as mine:
+        error = caught(lambda: mine.is_bootc)
+        assert (error.code, error.facts()["errno"]) == ("system-failure", errno.ENOENT)

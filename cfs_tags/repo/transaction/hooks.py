@@ -94,7 +94,8 @@ def _hooks(when: str) -> Iterator[_Hook]:
     try:
         names = sorted(os.listdir(home))
     except FileNotFoundError:
-        yield from (_Hook(path, "it is a link that leads to nothing") for path in (_DIRECTORY, home) if os.path.islink(path))
+        above = os.path.dirname(_DIRECTORY), _DIRECTORY, home
+        yield from (_Hook(path, "it is a link that leads to nothing") for path in above if os.path.islink(path))
         return
     except OSError as error:
         yield _Hook(home, error.strerror or str(error))
