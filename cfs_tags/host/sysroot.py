@@ -102,6 +102,7 @@ class Sysroot(NamedTuple):
                 absent |= {"esp"}
         homes = _Homes(tops, live)
         esps = homes.esps()
+        others = [*(() if boot else homes.boots), *(() if esp else homes.efis)]
         given = {part for part, place in (("boot", boot), ("esp", esp)) if place is not None}
         return cls(
             root,
@@ -112,10 +113,8 @@ class Sysroot(NamedTuple):
             homes.mounts.sources if live else None,
             loader_info,
             absent,
-            tuple(
-                home for home in homes.boots + homes.efis if home not in (*esps, esp) and (_boot_like(home) or _esp_like(home))
-            ),
-            esps,
+            tuple(home for home in others if home not in esps and (_boot_like(home) or _esp_like(home))),
+            () if esp else esps,
             tuple(homes.unread(given | absent, esps)),
         )
 
