@@ -358,13 +358,22 @@ class _Reader:
             # one beside this one that is not there is not missed: the script asks for it before; and what is beside GRUB
             # itself mostly leads to the main script, which is read anyway
             is_beside = any("/".join(one).startswith(f"{directory}/") for one in meant)
-            is_missed = not places and not is_beside and tree.is_boot
+            is_missed = not places and not is_beside and (tree.is_boot or self._is_elsewhere(tree, meant))
             if grub.is_pattern(source) or is_missed:
                 self._unreadable(
                     tree.shown(path), f"it reads {source.replace(grub.UNKNOWN, '?')}, which cannot be followed", "mend it"
                 )
         self._sources[tree, directory, path] = found
         return found
+
+    def _is_elsewhere(self, own: _Tree, meant: Iterable[Sequence[str]]) -> bool:
+        """Whether a script is on another partition, and is none of those that are read anyway."""
+        there = [path for tree in self._trees if tree is not own for one in meant for path in tree.find(one)]
+        return any(
+            posixpath.basename(path) not in paths.GRUB_SCRIPTS
+            or posixpath.basename(posixpath.dirname(path)) not in paths.GRUB_DIRECTORIES
+            for path in there
+        )
 
     def _environment(self, tree: _Tree, directory: str) -> dict[str, str]:
         found: dict[str, str] = {}

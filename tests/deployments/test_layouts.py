@@ -85,6 +85,23 @@ def test_a_script_of_grub_on_the_esp_is_read_beside_one_of_the_same_name_in_boot
     assert retired(lost)["old"] == ("kept", "it is in boot-entry")
 
 
+@pytest.mark.parametrize(
+    ("path", "is_read"), [("grub2/grub.cfg", True), ("grub2/more.cfg", False), ("more/grub.cfg", False), ("boot/x.cfg", False)]
+)
+def test_a_script_of_grub_on_the_esp_that_reads_one_elsewhere_is_followed_or_named(
+    lost: Host, path: str, is_read: bool
+) -> None:
+    put(lost, f"boot/{path}", f"menuentry x {{ linux /v composefs={lost.id('old')}\n}}\n".encode())
+    put(lost, "efi/EFI/BOOT/x.efi", ANOTHER)
+    put(lost, "efi/EFI/fedora/grub.cfg", f"search --set=root --label boot\nconfigfile ($root)/{path}\n".encode())
+
+    done, reason = retired(lost)["old"]
+
+    shown = lost.root / "efi/EFI/fedora/grub.cfg"
+    unread = f"boot-entry ({shown}) could not be read: it reads (?)/{path}, which cannot be followed"
+    assert (done, reason) == ("kept", "it is in boot-entry" if is_read else unread)
+
+
 def test_a_boot_partition_with_ukis_is_not_taken_for_the_esp(lost: Host) -> None:
     put(lost, "boot/EFI/Linux/x.efi", ANOTHER)
 
