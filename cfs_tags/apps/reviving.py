@@ -162,8 +162,8 @@ def _origin(repo: ReadRepo, view: SysrootView | None, deployment: DeploymentId |
     if isinstance(found, Origin):
         return found
     for pin in known:
-        data = pins.kept_file(repo, pin, pins.ORIGIN, MAX_ORIGIN)
         try:
+            data = pins.kept_file(repo, pin, pins.ORIGIN, MAX_ORIGIN)
             if data is not None:
                 return parse_origin(data)
         except FormatError:

@@ -203,10 +203,13 @@ def read_record(repo: ReadRepo, home: str) -> Record:
 
 
 def kept_file(repo: ReadRepo, pin: Pin, file: str, limit: int) -> bytes | None:
-    """A file that is kept beside the refs of a pin; None where there is none, or it cannot be read."""
-    with suppress(CfsTagsError):
-        return repo.read_file(f"{pin.home}/{file}", limit)
-    return None
+    """A file that is kept beside the refs of a pin; None where there is none.
+
+    Raises:
+        FormatError: it is no file, or too large.
+        SystemFailure: the system would not give it.
+    """
+    return repo.read_file(f"{pin.home}/{file}", limit)
 
 
 def _pin(repo: ReadRepo, name: str, when: str, links: Mapping[str, str]) -> Pin:

@@ -19,9 +19,11 @@ from cfs_tags import Repository
 from cfs_tags.apps import reviving
 from cfs_tags.cli import session as sessions
 from cfs_tags.errors import RefusedError
+from cfs_tags.tags.pins import ORIGIN
 from cli.conftest import Run
 from pins.conftest import Pinnable, contents, named_in, object_path, unlink_boot_objects
 from support.peers import Cfsctl
+from support.refusing import refused
 from support.serving import serving
 from support.trees import copy_tree
 
@@ -194,6 +196,21 @@ def test_what_was_kept_and_is_damaged_is_not_put_back(one: Pinnable, tmp_path: P
     assert said.json["error"]["facts"]["source"] == "docker://quay.io/example/n:latest"
     assert not [object_id for object_id in gone if object_path(one.repo, object_id).exists()]
     assert not (tmp_path / "out").exists()
+
+
+def test_an_origin_that_the_system_does_not_give_is_not_one_that_was_not_kept(
+    one: Pinnable, tmp_path: Path, cfsctl: Cfsctl
+) -> None:
+    one.on_host("pin", one.id, "--name", "kept")
+    lost(one, cfsctl)
+    words = ("revive", "kept", "--print", "--to", tmp_path / "layout")
+    before = one.on_host(*words).lines
+
+    with refused(ORIGIN):
+        said = one.on_host(*words, ok=False)
+
+    assert (said.status, "Input/output error" in said.err) == (1, True)
+    assert one.on_host(*words).lines == before
 
 
 def test_one_that_is_still_deployed_is_refused(one: Pinnable, tmp_path: Path) -> None:
