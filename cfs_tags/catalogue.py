@@ -222,7 +222,7 @@ CATALOGUE: dict[str, Entry] = {
         "pin {name:quoted}: {count} of origin and boot entries are not kept beside it: {reason}",
         "name count reason",
         "A pin of a deployment is made; what could not be read of its origin and its boot entries is not kept beside it.",
-        "mend what is named, and pin it again: what was kept before stays until then",
+        "mend what is named, and pin it again",
     ),
     "tags-unread": Entry(
         "CfsTagsError",

@@ -163,7 +163,7 @@ class _Reader:
         self._sightings = sightings
         self._loader = loader
         self._trees = trees
-        self._tops = {_identity(os.fstat(tree.top.fd)) for tree in trees}
+        self._whole = {_identity(os.fstat(tree.top.fd)) for tree in trees if tree.is_esp}
         self._programs: dict[tuple[_Tree, str], _Program] = {}
         self._menus: list[GrubMenu] = []
         self._scripts_read: dict[tuple[_Tree, str], GrubScript | None] = {}
@@ -466,7 +466,7 @@ class _Reader:
             for name in names:
                 path = posixpath.join(directory, name)
                 if tree.is_directory(path):
-                    if tree.identity(path) in self._tops:
+                    if tree.identity(path) in self._whole:
                         continue  # it is mounted there, and read by itself
                     waiting.append((path, depth + 1))
                 elif paths.is_program(name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -15,13 +16,16 @@ from typing import NamedTuple
 from cfs_tags.errors import CfsTagsError
 from cfs_tags.formats.boot import paths
 from cfs_tags.host.sightings import Place, reason_of
-from cfs_tags.repo.directory import Directory
+from cfs_tags.repo.directory import Directory, HostDirectory
 
 TABLE = "/proc/self/mountinfo"
 _UDEV = "/run/udev/data"
 _MAX_FILE = 1 << 20
 _FAT = ("vfat", "msdos")
 _ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "0xef")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""Blanks, tabs, ends of lines and backslashes in names (proc_pid_mountinfo(5))."""
+_MOUNT_EXTRA = "systemd.mount-extra="
 _XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 
 
@@ -43,16 +47,20 @@ class Mounts:
     def __init__(self, homes: Iterable[str]) -> None:
         self.sources: tuple[str, ...] | None = None
         self._at = {home: _mount_at(home) for home in homes}
+        self._real = {home: os.path.realpath(home) for home in self._at}
         self._mounts: list[_Mount] = []
+        places = {*self._real.values()}
         wanted = {number for number in self._at.values() if isinstance(number, str)}
         sources: dict[str, None] = {}
         try:
             with open(TABLE, encoding="utf-8", errors="surrogateescape", newline="\n") as table:
                 for line in table:
                     # "36 35 98:0 /root /place rw shared:1 - ext4 SOURCE options"
-                    (number, _, device, root, place, *_), (kind, source, *_) = map(str.split, line.split(" - ", 1))
+                    fields, (kind, source, *_) = (part.split(" ") for part in line.rstrip("\n").split(" - ", 1))
+                    number, _, device, root, place, *_ = fields
                     sources[source] = None
-                    if number in wanted or place in self._at:
+                    place = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), place)
+                    if number in wanted or place in places:
                         self._mounts.append(_Mount(number, device, root, place, kind))
         except (OSError, ValueError):
             return
@@ -63,8 +71,8 @@ class Mounts:
         number, mount = self._at[home], self._seen(home)
         if isinstance(number, FileNotFoundError):
             return False
-        known = self.sources is not None and not isinstance(number, OSError)
-        return not known or (mount is not None and mount.place == os.path.realpath(home))
+        known = self.sources is not None and number != "" and not isinstance(number, OSError)
+        return not known or (mount is not None and mount.place == self._real[home])
 
     def is_fat(self, home: str) -> bool:
         """Whether a directory is on a file system that firmware reads."""
@@ -72,10 +80,10 @@ class Mounts:
         return mount is not None and mount.kind in _FAT
 
     def hidden(self, home: str) -> str | None:
-        """Why a file system that is mounted at a directory is not the one that is seen there; None where there is none."""
+        """Why a file system that is mounted at a directory is not seen there; None where all that is mounted there is."""
         number, seen = self._at[home], self._seen(home)
         for mount in self._mounts:
-            if mount.place != home or mount.kind == "autofs":
+            if mount.place != self._real[home] or mount.kind == "autofs":
                 continue
             if isinstance(number, OSError) and not isinstance(number, FileNotFoundError):
                 return reason_of(number)
@@ -121,25 +129,47 @@ class Partition(NamedTuple):
         return cls(kind in _ESP if kind in (*_ESP, _XBOOTLDR) else None, facts.get("E:ID_PART_ENTRY_UUID", "").lower() or None)
 
 
-def declared(root: str, *, live: bool) -> Iterator[str | Place]:
-    """Where a system has file systems mounted: by the ``fstab`` of each deployment, and of the running system; and which of
-    these could not be read.
+class Declared(NamedTuple):
+    """A directory at which a system has a file system mounted, and where that is said."""
+
+    place: str
+    said: str
+
+
+def declared(root: str, cmdline: str | None) -> Iterator[Declared | Place]:
+    """Where a system has file systems mounted, by its ``fstab`` and its command line; and which could not be read.
 
     Args:
         root: the physical root.
-        live: whether it is that of the running system.
+        cmdline: of the kernel, where that system is the running one; else the ``fstab`` of every deployment counts.
     """
-    files = ["/etc/fstab"] if live else []
-    with suppress(OSError, CfsTagsError), Directory(os.path.join(root, paths.STATE_DEPLOY)) as top:
-        files += [os.path.join(top.path, name, "etc/fstab") for name in top.names(".") or () if top.is_directory(name)]
+    if cmdline is not None:
+        for word in cmdline.split():
+            if word.startswith(_MOUNT_EXTRA):  # "systemd.mount-extra=WHAT:WHERE:TYPE:OPTIONS"
+                yield from (Declared(posixpath.normpath(place), "the command line") for place in word.split(":")[1:2])
+        yield from _of_fstab("/etc/fstab", HostDirectory)
+        return
+    home = os.path.join(root, paths.STATE_DEPLOY)
+    try:
+        with Directory(home) as top:
+            files = [os.path.join(home, name, "etc/fstab") for name in top.names(".") or () if top.is_directory(name)]
+    except FileNotFoundError:
+        return
+    except (OSError, CfsTagsError) as error:
+        yield Place("boot-entry", home, reason_of(error))
+        return
     for file in files:
-        try:
-            with Directory(os.path.dirname(file)) as etc:
-                data = etc.read_file("fstab", _MAX_FILE) or b""
-        except FileNotFoundError:
-            continue
-        except (OSError, CfsTagsError) as error:
-            yield Place("boot-entry", file, reason_of(error))
-        else:
-            lines = (line.split() for line in data.decode("utf-8", "surrogateescape").split("\n"))
-            yield from (posixpath.normpath(line[1]) for line in lines if len(line) > 1 and not line[0].startswith("#"))
+        yield from _of_fstab(file, Directory)
+
+
+def _of_fstab(file: str, kind: type[Directory]) -> Iterator[Declared | Place]:
+    try:
+        with kind(os.path.dirname(file)) as etc:
+            data = etc.read_file("fstab", _MAX_FILE) or b""
+    except FileNotFoundError:
+        return
+    except (OSError, CfsTagsError) as error:
+        yield Place("boot-entry", file, reason_of(error))
+        return
+    lines = (line.split() for line in data.decode("utf-8", "surrogateescape").split("\n"))
+    yield from (Declared(posixpath.normpath(line[1]), file) for line in lines if len(line) > 1 and not line[0].startswith("#"))

@@ -100,9 +100,11 @@ class Sysroot(NamedTuple):
             tops = tuple(dict.fromkeys((root, "/")))
             if _has_other_firmware():
                 absent |= {"esp"}
-        homes = _Homes(tops, live)
+        homes = _Homes(tops, (cmdline or "") if live else None)
         esps = homes.esps()
-        others = [*(() if boot else homes.boots), *(() if esp else homes.efis)]
+        others = [home for home in homes.boots if not boot and (_boot_like(home) or _esp_like(home))]
+        # an EFI directory that is no ESP is left over: nothing boots from there
+        others += [home for home in homes.efis if not esp and _boot_like(home)]
         given = {part for part, place in (("boot", boot), ("esp", esp)) if place is not None}
         return cls(
             root,
@@ -113,23 +115,26 @@ class Sysroot(NamedTuple):
             homes.mounts.sources if live else None,
             loader_info,
             absent,
-            tuple(home for home in others if home not in esps and (_boot_like(home) or _esp_like(home))),
+            tuple(home for home in others if home not in esps),
             () if esp else esps,
             tuple(homes.unread(given | absent, esps)),
         )
 
 
 class _Homes:
-    """The directories where systems mount what they boot from."""
+    """The directories where systems mount what they boot from.
 
-    def __init__(self, tops: tuple[str, ...], live: bool) -> None:
+    ``cmdline`` is the kernel's where the system is the running one, else None.
+    """
+
+    def __init__(self, tops: tuple[str, ...], cmdline: str | None) -> None:
         self._tops = tops
-        self._live = live
+        self._cmdline = cmdline
         self.boots = [os.path.join(top, "boot") for top in tops]
         self.efis = [os.path.join(top, name) for name in ("boot/efi", "efi") for top in tops]
         self.mounts = Mounts([*tops, *self.boots, *self.efis])
         # else it is a copy of a host in some directory, where nothing is mounted
-        self._is_system = live or self.mounts.is_mounted(tops[0])
+        self._is_system = cmdline is not None or self.mounts.is_mounted(tops[0])
 
     def esps(self) -> tuple[str, ...]:
         """Those of the EFI system partition, and of others where there are several."""
@@ -156,17 +161,17 @@ class _Homes:
         for name, home in places:
             if (reason := self.mounts.hidden(home)) is not None:
                 yield Place(name, home, reason)
-        if self._is_system:
-            for one in dict.fromkeys(declared(self._tops[0], live=self._live)):
-                if isinstance(one, Place):
-                    yield one
-                elif not any(self.mounts.is_mounted(home) for home in self._at(one)):
-                    reason = "it is in fstab, and nothing is mounted there"
-                    yield from (Place(name, home, reason) for name, home in places if home in self._at(one)[-1:])
-        started = _efi_variable("LoaderDevicePartUUID") if self._live and "esp" not in known else None
+        for one in dict.fromkeys(declared(self._tops[0], self._cmdline)) if self._is_system and places else ():
+            if isinstance(one, Place):
+                yield one
+            elif not any(self.mounts.is_mounted(home) for home in self._at(one.place)):
+                reason = f"{one.said} has a file system for it, and none is mounted there"
+                yield from (Place(name, home, reason) for name, home in places if home in self._at(one.place)[-1:])
+        started = _efi_variable("LoaderDevicePartUUID") if self._cmdline is not None and "esp" not in known else None
         uuids = {Partition.of(home).uuid for home in esps}
         if started is not None and esps and None not in uuids and started.lower() not in uuids:
-            yield Place("uki", "", f"the system was started from the EFI system partition {started}, which is not mounted")
+            reason = f"the system was started from the EFI system partition {started}: --esp DIR says where it is mounted"
+            yield Place("uki", paths.EFI, reason)
 
     def _may_be_mounted(self, home: str) -> bool:
         return not self._is_system or self.mounts.is_mounted(home)

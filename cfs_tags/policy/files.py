@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cfs_tags.errors import CfsTagsError, NotFoundError, SystemFailure, UsageError
 from cfs_tags.repo import forgetting, layout
+from cfs_tags.repo.directory import leads_nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ def read(repo: ReadRepo) -> Policy | None:
         UsageError: ``invalid-policy``.
         FormatError, SystemFailure: a file cannot be read.
     """
-    texts = ((repo.read_file(FILE, _LIMIT), os.path.join(repo.path, FILE)), (_read_text(_SYSTEM, _open_regular), _SYSTEM))
+    texts = ((repo.read_file(FILE, _LIMIT), os.path.join(repo.path, FILE)), (_read_text(_SYSTEM, _open_no_pipe), _SYSTEM))
     found: Policy | None = None
     for text, path in texts:
         if text is not None:
@@ -79,13 +80,13 @@ def kept_log(repo: ReadRepo) -> float | None:
     return forgetting.USUAL if found is None or found.keep_log is None else float(found.keep_log)
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """Opens a file that must be one: nobody writes into a pipe in its place, and every deletion would wait for that."""
+def _open_no_pipe(path: str, flags: int) -> int:
+    """Opens a file, or what masks one: nobody writes into a pipe in its place, and every deletion would wait for that."""
     fd = os.open(path, flags | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return fd
     os.close(fd)
-    raise UsageError("invalid-policy", path=path, reason="it is no regular file")
+    raise UsageError("invalid-policy", path=path, reason="it is a pipe")
 
 
 def _read_text(path: str, opener: Callable[[str, int], int] | None = None) -> bytes | None:
@@ -94,7 +95,7 @@ def _read_text(path: str, opener: Callable[[str, int], int] | None = None) -> by
         with open(path, "rb", opener=opener) as file:
             text = file.read(_LIMIT + 1)
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not any(map(os.path.islink, (path, os.path.dirname(path)))):
+        if isinstance(error, FileNotFoundError) and not any(map(leads_nowhere, (path, os.path.dirname(path)))):
             return None
         raise SystemFailure.of(error, "read", path) from error
     if len(text) > _LIMIT:

@@ -257,6 +257,20 @@ def all_names(fd: int) -> list[str]:
     return list(found)
 
 
+def leads_nowhere(path: str, dir_fd: int | None = None) -> bool:
+    """Whether a link is at a path, and not what it leads to: that may be on a disk that is not mounted."""
+    try:
+        if not stat.S_ISLNK(os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+            return False
+    except OSError:
+        return False
+    try:
+        os.stat(path, dir_fd=dir_fd)
+    except OSError:
+        return True
+    return False
+
+
 class HostDirectory(Directory):
     """A directory of the running system (``/boot``, ``/run``), where a link may be a directory: ``/boot/loader`` often is.
 

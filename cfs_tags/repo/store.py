@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cfs_tags.errors import CfsTagsError, MissingObject, RefusedError, RepositoryNotFound, SystemFailure, about
 from cfs_tags.formats.boot.paths import BOOTC_TAG_PREFIX, STATE_DEPLOY
 from cfs_tags.repo import beneath, fsops, layout, owners, verity
-from cfs_tags.repo.directory import Directory
+from cfs_tags.repo.directory import Directory, leads_nowhere
 from cfs_tags.repo.lock import DEFAULT_TIMEOUT, Lock
 from cfs_tags.values import Algorithm, ContentId, ObjectId
 
@@ -35,7 +35,6 @@ _PARTS = (layout.OBJECTS, layout.STREAMS, layout.IMAGES, layout.STREAM_REFS, lay
 _OBJECT_PATHS = f"{layout.OBJECTS}/"
 _FILE = os.O_RDONLY | os.O_NONBLOCK
 _MAX_META = 1 << 20
-_ON_THE_WAY = (os.path.dirname(STATE_DEPLOY), STATE_DEPLOY)
 _MOUNTED_READ_ONLY = "the file system is mounted read-only"
 
 
@@ -233,17 +232,14 @@ class ReadRepo(Directory):
             beside = os.stat(f"../{STATE_DEPLOY}", dir_fd=self.fd)
         except OSError as error:
             # what this user may not see is not its host; what a link leads to may be on a disk that is not mounted
-            absent = error.errno in (errno.ENOENT, errno.ENOTDIR) and not any(map(self._is_link_beside, _ON_THE_WAY))
+            way = (os.path.dirname(STATE_DEPLOY), STATE_DEPLOY)
+            absent = error.errno in (errno.ENOENT, errno.ENOTDIR) and not any(
+                leads_nowhere(f"../{name}", self.fd) for name in way
+            )
             if absent or error.errno == errno.EACCES:
                 return None
             raise SystemFailure.of(error, "look at", self._shown(f"../{STATE_DEPLOY}")) from error
         return os.path.join(self.path, "..") if stat.S_ISDIR(beside.st_mode) else None
-
-    def _is_link_beside(self, name: str) -> bool:
-        try:
-            return stat.S_ISLNK(os.stat(f"../{name}", dir_fd=self.fd, follow_symlinks=False).st_mode)
-        except OSError:
-            return False
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 

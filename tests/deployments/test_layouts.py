@@ -15,9 +15,12 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.host import lookup, mounts, refs, sysroot
+from cfs_tags.host.sightings import Place
 from cfs_tags.host.sysroot import Sysroot, SysrootView
+from cfs_tags.values import DeploymentId
 from deployments.conftest import view_of
 from support.livehost import Step, run_on_host
+from support.refusing import refused
 from support.sysroots import Host, entry_text, uki
 
 
@@ -199,11 +202,71 @@ def test_a_file_system_that_another_is_mounted_over_is_named(
     assert (mounts.Mounts([str(home)]).hidden(str(home)) is not None) is is_hidden
 
 
+def test_a_boot_directory_within_the_esp_hides_nothing_of_it(lost: Host) -> None:
+    """FAT has no case: with ``EFI/loader/entries`` in an ESP at ``/boot``, ``/boot/efi`` is a boot directory, too."""
+    put(lost, "boot/EFI/BOOT/BOOTX64.EFI", ANOTHER)
+    put(lost, "boot/EFI/Linux/x.efi", uki_of_old(lost))
+    place = found(lost)._replace(boots=(str(lost.root / "boot/EFI"),))
+
+    with Repository.open(lost.repo) as repo:
+        view = SysrootView.read(place, repo.algorithm)
+
+    assert "uki" in view.seen[DeploymentId.trusted(lost.id("old"))]
+
+
+def test_what_is_left_over_where_an_esp_was_is_not_read(lost: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(lost, "boot/efi/EFI/fedora/grub.cfg", b"search --set=root --label boot\nconfigfile ($root)/nowhere/x.cfg\n")
+    monkeypatch.setattr(mounts.Mounts, "is_mounted", lambda self, home: home == str(lost.root))
+
+    assert retired(lost, "esp")["old"][0] == "retired"
+
+
+@pytest.mark.parametrize("name", ["My Disk", "tab\t", "back\\slash", "no\xa0break"])
+def test_places_of_any_name_are_found_in_the_table(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    (tmp_path / "link").symlink_to(name)
+    escaped = str(home).translate({ord(one): f"\\{ord(one):03o}" for one in " \t\n\\"})
+    monkeypatch.setattr(mounts, "TABLE", str(tmp_path / "mountinfo"))
+    monkeypatch.setattr(mounts, "_mount_at", lambda path: "7")
+    (tmp_path / "mountinfo").write_text(
+        f"{TABLE}7 22 8:9 / {escaped} rw - vfat /dev/x rw\n8 7 8:8 / {escaped} rw - vfat /dev/y rw\n"
+    )
+
+    for path in (str(home), str(tmp_path / "link"), os.path.relpath(home)):
+        table = mounts.Mounts([path])
+        assert table.is_mounted(path)
+        assert table.hidden(path) is not None
+
+
+def test_a_directory_of_which_the_kernel_does_not_say_the_mount_may_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "_mount_at", lambda path: "")
+
+    assert mounts.Mounts([str(tmp_path)]).is_mounted(str(tmp_path))
+
+
+def test_what_the_system_does_not_give_of_fstab_was_not_read(lost: Host) -> None:
+    with refused("deploy"):
+        (place,) = mounts.declared(str(lost.root), None)
+
+    assert isinstance(place, Place)
+    assert place.reason == "Input/output error"
+
+
+def test_the_command_line_mounts_too() -> None:
+    found = [*mounts.declared("/sysroot", "rw systemd.mount-extra=UUID=1:/boot:auto:ro systemd.mount-extra=x quiet")]
+
+    assert mounts.Declared("/boot", "the command line") in found
+
+
 def test_what_fstab_has_and_is_not_mounted_is_named(lost: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """The root of another system is mounted, and its boot partition is not."""
+    fstab = f"state/deploy/{lost.id('same')}/etc/fstab"
     put(
         lost,
-        f"state/deploy/{lost.id('same')}/etc/fstab",
+        fstab,
         b"# x\nUUID=1 /boot/ ext4 defaults\nUUID=2 /var xfs x\nPARTLABEL=e /efi vfat\n",
     )
     assert found(lost, "esp").unread == ()
@@ -215,11 +278,12 @@ def test_what_fstab_has_and_is_not_mounted_is_named(lost: Host, monkeypatch: pyt
     ]
     assert retired(lost, "esp")["old"] == (
         "kept",
-        f"boot-entry ({lost.root}/boot) could not be read: it is in fstab, and nothing is mounted there",
+        f"boot-entry ({lost.root}/boot) could not be read: "
+        f"{lost.root}/{fstab} has a file system for it, and none is mounted there",
     )
 
 
-FSTAB = "it is in fstab, and nothing is mounted there"
+FSTAB = "/etc/fstab has a file system for it, and none is mounted there"
 COVERED = "something else is mounted over the file system that is mounted there"
 NO_ESP = "no EFI system partition is mounted"
 
@@ -227,9 +291,9 @@ NO_ESP = "no EFI system partition is mounted"
 def test_real_mounts_are_seen_as_they_are(hosts: Path, tmp_path: Path) -> None:
     """What a running host with EFI says that it has not read, while partitions are mounted and unmounted."""
     booted = json.loads((hosts / "life-staged.json").read_text())["booted"]
-    etc = f"/sysroot/state/deploy/{booted}/etc"
+    etc = "mkdir /run/etc; cp -a /etc/. /run/etc/; mount --bind /run/etc /etc"
     wanted = {
-        f"mkdir -p /sys/firmware/efi /efi {etc}; echo 'UUID=1 /efi vfat umask=0077 0 2' >{etc}/fstab": [
+        f"mkdir -p /sys/firmware/efi /efi; {etc}; echo 'UUID=1 /efi vfat umask=0077 0 2' >/etc/fstab": [
             ("uki", "/efi", FSTAB),
             ("uki", None, NO_ESP),
         ],

@@ -13,6 +13,7 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.policy import files
+from cfs_tags.repo.transaction import hooks
 from cli.conftest import Run
 
 WEB, DB = "quay.io/apps/web:1", "quay.io/apps/db:2"
@@ -153,6 +154,22 @@ def test_without_a_terminal_it_has_to_be_said(filled: Run) -> None:
     assert filled("trash", "empty").status == 2
     assert filled("trash", "burn").status == 2
     assert len(filled("trash", "--json").result) == 3
+
+
+@pytest.mark.parametrize("kind", ["hooks alone", "masked"])
+def test_a_link_that_leads_somewhere_is_followed(
+    kind: str, run: Run, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``/etc/cfs-tags`` may be elsewhere and have no policy, and a policy may be masked as systemd does it."""
+    monkeypatch.setattr(files, "_SYSTEM", str(tmp_path / "etc/policy.toml"))
+    monkeypatch.setattr(hooks, "_DIRECTORY", str(tmp_path / "etc/hooks.d"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "etc").symlink_to("elsewhere")
+    if kind == "masked":
+        (tmp_path / "etc/policy.toml").symlink_to(os.devnull)
+    run("create", "t", WEB, ok=True)
+
+    run("delete", "t", ok=True)
 
 
 @pytest.mark.parametrize("link", ["etc.toml", "etc"])

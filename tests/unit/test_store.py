@@ -734,3 +734,10 @@ def test_deployments_behind_a_link_that_leads_nowhere_are_not_absent(repo: Path,
     with Repository.open(repo) as mine:
         error = caught(lambda: mine.is_bootc)
         assert (error.code, error.facts()["errno"]) == ("system-failure", errno.ENOENT)
+
+
+def test_a_link_in_the_place_of_state_that_leads_elsewhere_is_followed(repo: Path) -> None:
+    (repo.parent / "elsewhere").mkdir()
+    (repo.parent / "state").symlink_to("elsewhere")
+    with Repository.open(repo) as mine:
+        assert not mine.is_bootc

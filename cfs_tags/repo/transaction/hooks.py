@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfs_tags.errors import CfsTagsError, RefusedError, printable
 from cfs_tags.repo import fsops, layout
+from cfs_tags.repo.directory import leads_nowhere
 from cfs_tags.repo.store import WriteRepo
 from cfs_tags.repo.transaction.change import Note, RefChange
 
@@ -95,7 +96,7 @@ def _hooks(when: str) -> Iterator[_Hook]:
         names = sorted(os.listdir(home))
     except FileNotFoundError:
         above = os.path.dirname(_DIRECTORY), _DIRECTORY, home
-        yield from (_Hook(path, "it is a link that leads to nothing") for path in above if os.path.islink(path))
+        yield from (_Hook(path, "it is a link that leads to nothing") for path in above if leads_nowhere(path))
         return
     except OSError as error:
         yield _Hook(home, error.strerror or str(error))
