@@ -305,10 +305,11 @@ def repair(
         SystemFailure: the system refused; run again, it goes on where it was.
     """
     report = fsck(repo, content=content, jobs=jobs, progress=progress, timeout=timeout)
-    report = report._replace(findings=tuple(_with_pins(repo, report.findings, timeout, dry_run=dry_run)))
+    findings, is_back = _with_pins(repo, report.findings, timeout, dry_run=dry_run)
+    report = report._replace(findings=findings)
     planned = partial(_links_alone if links_only else plan, repo, owners=owners)
     first = planned(report)
-    if dry_run or first.empty:
+    if dry_run or (first.empty and not is_back):
         return Repaired(report, first, _marked(report.findings, first, report))
     reports: list[Report] = []
 
@@ -335,10 +336,17 @@ def _refuse_another_choice(first: RepairPlan, last: RepairPlan) -> None:
             raise SystemFailure(operation="repair", path=link.path, reason=reason, errno=errno.EAGAIN)
 
 
-def _with_pins(repo: WriteRepo, findings: Sequence[Finding], timeout: float, *, dry_run: bool) -> list[Finding]:
-    """Give objects their names again that are gone and that a pin keeps; the findings, with those marked that are mended so."""
+def _with_pins(
+    repo: WriteRepo, findings: tuple[Finding, ...], timeout: float, *, dry_run: bool
+) -> tuple[tuple[Finding, ...], bool]:
+    """Give objects their names again that are gone and that a pin keeps.
+
+    Returns:
+        The findings, with those marked that are mended so; and whether there were any such objects: links to what needs them
+        can be made then.
+    """
     if not any(one.code in _GONE for one in findings):
-        return list(findings)
+        return findings, False
     known = list_pins(repo)
     back = {one for pin in known for one in pins.lacking(repo, pin)}
     marked = [one._replace(repaired=True) if one.code in _GONE and _comes_back(repo, one, back) else one for one in findings]
@@ -346,7 +354,7 @@ def _with_pins(repo: WriteRepo, findings: Sequence[Finding], timeout: float, *, 
         with repo.locked("shared", timeout):
             for pin in known:
                 pins.put_back(repo, pin)
-    return marked
+    return tuple(marked), bool(back)
 
 
 def _comes_back(repo: ReadRepo, finding: Finding, back: set[ObjectId]) -> bool:

@@ -157,6 +157,20 @@ def test_objects_that_have_no_bytes_any_more_are_put_back_too(
     assert one.on("fsck", "--content", ok=False).status == 0
 
 
+def test_one_repair_makes_the_links_too_of_which_a_pin_has_what_was_missing(one: Pinnable) -> None:
+    one.on_host("pin", one.id)
+    gone = [bytes.fromhex(object_id) for object_id in unlink_boot_objects(one.repo, one.images())]
+    layers = (one.repo / "streams").glob("oci-layer-*")
+    links = {path: os.readlink(path) for path in layers if any(one in path.read_bytes() for one in gone)}
+    for path in links:
+        path.unlink()
+
+    one.on("fsck", "--repair")
+
+    assert links
+    assert {path: os.readlink(path) for path in links if path.is_symlink()} == links
+
+
 def test_a_directory_in_the_place_of_an_object_stays_and_the_pin_is_no_reason_to_fail(one: Pinnable, tmp_path: Path) -> None:
     one.on_host("pin", one.id)
     for object_id in unlink_boot_objects(one.repo, one.images()):
