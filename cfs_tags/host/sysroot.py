@@ -170,7 +170,7 @@ class _Homes:
         started = _efi_variable("LoaderDevicePartUUID") if self._cmdline is not None and "esp" not in known else None
         uuids = {Partition.of(home).uuid for home in esps}
         if started is not None and esps and None not in uuids and started.lower() not in uuids:
-            reason = f"the system was started from the EFI system partition {started}: --esp DIR says where it is mounted"
+            reason = f"the system was started from the EFI system partition {started}, and that is at none of these places"
             yield Place("uki", paths.EFI, reason)
 
     def _may_be_mounted(self, home: str) -> bool:

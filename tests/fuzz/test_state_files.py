@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from fuzz.test_fuzz import FORM, SEED, damaged
 from support import stock
-from support.everywhere import REPO, Scene, run_words
+from support.everywhere import REPO, Scene, fresh_processes, run_words
 from support.interrupt import Watch, watched_operations
 from support.lived import DB, PLACES, WEB, wrong_of
 from support.trees import unpack
@@ -75,7 +73,7 @@ def test_damaged_files_are_set_aside_and_stop_no_command(lived: Scene, tmp_path:
     contents = [[*damaged([(lived.home / name).read_bytes()], EACH, chance)] for name in names]
 
     # fresh processes: a command that is forked from a small one takes half as long
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with fresh_processes(2) as pool:
         wrong = [one for some in pool.map(partial(wrong_of, lived), names, contents) for one in some]
 
     for number, one in enumerate(wrong):

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from unittest.mock import patch
@@ -594,6 +594,14 @@ def in_workers(tasks: Sequence[T], work: Callable[[T, Path], Any], home: Path, w
     return found
 
 
+@contextmanager
+def fresh_processes(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that leaves no child: what tracks its semaphores would be one as long as this process lives."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+
+
 def run_all(
     scenes: Sequence[Scene],
     attempts: Iterable[Attempt],
@@ -613,7 +621,7 @@ def run_all(
         by_scene.setdefault(attempt.scene, []).append(attempt)
     some = sorted(by_scene.values(), key=len, reverse=True)
     run = partial(_run_some, work=work, cfsctl=cfsctl, enough=enough)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with fresh_processes(workers) as pool:
         mapped = map if workers == 1 else pool.map
         found = list(mapped(run, [scenes[attempts[0].scene] for attempts in some], some))
     return sum(done for done, _ in found), [line for _, lines in found for line in lines]
