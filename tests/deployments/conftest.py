@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from cfs_tags import Repository
 from cfs_tags.formats import fsverity
+from cfs_tags.host import lookup, refs
 from cfs_tags.host.sysroot import Sysroot, SysrootView
 from cfs_tags.values import Algorithm
 from cli.conftest import Run, Said, call  # noqa: F401  (call is a fixture here too)
@@ -122,3 +124,24 @@ def recorded(bootc_host: Callable[[str], Path], _example: Path, tmp_path: Path) 
         return copy_tree(_example, tmp_path / "example") if name == "example" else bootc_host(name)
 
     return make
+
+
+@pytest.fixture
+def lost(three: Host) -> Host:
+    """All three have their refs; the state directories and entries of ``old`` and ``new`` are gone."""
+    with Repository.open(three.repo, write=True) as repo:
+        refs.adopt(repo, view_of(three))
+    for name in ("old", "new"):
+        three.undeploy(name)
+    shutil.rmtree(three.root / "boot/loader/entries.staged")
+    (three.root / "run/composefs/staged-deployment").unlink()
+    three.boot_entries("same")
+    return three
+
+
+def retired_on(host: Host, sysroot: Callable[[], Sysroot]) -> dict[str, tuple[str, str]]:
+    """What becomes of the refs of each deployment, by its name, and why."""
+    with Repository.open(host.repo, write=True) as repo:
+        made = refs.retire(repo, lambda: SysrootView.read(sysroot(), repo.algorithm, lookup.known(repo)), grace=0, timeout=5)
+    names = {deployed.id: name for name, deployed in host.pool.images.items()}
+    return {names[row.id]: (row.done, row.reason) for row in made.rows}

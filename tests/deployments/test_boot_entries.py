@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +14,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cfs_tags import Repository
-from cfs_tags.host import lookup, refs
-from cfs_tags.host.sysroot import SysrootView
-from deployments.conftest import On, sysroot_of, view_of
+from deployments.conftest import On, retired_on, sysroot_of
 from support.sysroots import BOOTC, KERNEL_ARGUMENTS, Host, uki
 
 EFI = "efi/EFI"
 LINUX = "linux /vmlinuz root=UUID=1 rw"
 
 
-@pytest.fixture
-def lost(three: Host) -> Host:
-    """All three have their refs; the state directories and entries of ``old`` and ``new`` are gone."""
-    with Repository.open(three.repo, write=True) as repo:
-        refs.adopt(repo, view_of(three))
-    for name in ("old", "new"):
-        three.undeploy(name)
-    shutil.rmtree(three.root / "boot/loader/entries.staged")
-    (three.root / "run/composefs/staged-deployment").unlink()
-    three.boot_entries("same")
-    return three
-
-
 def retire(host: Host) -> dict[str, tuple[str, str]]:
-    with Repository.open(host.repo, write=True) as repo:
-        made = refs.retire(
-            repo, lambda: SysrootView.read(sysroot_of(host), repo.algorithm, lookup.known(repo)), grace=0, timeout=5
-        )
-    names = {deployed.id: name for name, deployed in host.pool.images.items()}
-    return {names[row.id]: (row.done, row.reason) for row in made.rows}
+    return retired_on(host, lambda: sysroot_of(host))
 
 
 def write(host: Host, path: str, data: str | bytes) -> Path:

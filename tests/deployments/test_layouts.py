@@ -7,33 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cfs_tags import Repository
-from cfs_tags.host import lookup, mounts, refs, sysroot
+from cfs_tags.host import mounts, sysroot
 from cfs_tags.host.sightings import Place
 from cfs_tags.host.sysroot import Sysroot, SysrootView
 from cfs_tags.values import DeploymentId
-from deployments.conftest import view_of
+from deployments.conftest import retired_on
 from support.livehost import Step, run_on_host
 from support.refusing import refused
 from support.sysroots import Host, entry_text, uki
-
-
-@pytest.fixture
-def lost(three: Host) -> Host:
-    with Repository.open(three.repo, write=True) as repo:
-        refs.adopt(repo, view_of(three))
-    for name in ("old", "new"):
-        three.undeploy(name)
-    shutil.rmtree(three.root / "boot/loader/entries.staged")
-    (three.root / "run/composefs/staged-deployment").unlink()
-    three.boot_entries("same")
-    return three
 
 
 def found(host: Host, *without: str) -> Sysroot:
@@ -42,12 +29,7 @@ def found(host: Host, *without: str) -> Sysroot:
 
 
 def retired(host: Host, *without: str) -> dict[str, tuple[str, str]]:
-    with Repository.open(host.repo, write=True) as repo:
-        made = refs.retire(
-            repo, lambda: SysrootView.read(found(host, *without), repo.algorithm, lookup.known(repo)), grace=0, timeout=5
-        )
-    names = {deployed.id: name for name, deployed in host.pool.images.items()}
-    return {names[row.id]: (row.done, row.reason) for row in made.rows}
+    return retired_on(host, lambda: found(host, *without))
 
 
 def put(host: Host, path: str, data: bytes = b"MZ") -> None:
