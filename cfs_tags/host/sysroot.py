@@ -135,17 +135,21 @@ class _Homes:
         self.mounts = Mounts([*tops, *self.boots, *self.efis])
         # else it is a copy of a host in some directory, where nothing is mounted
         self._is_system = cmdline is not None or self.mounts.is_mounted(tops[0])
+        self._partitions = {
+            home: Partition.of(home)
+            for home in (*self.efis, *self.boots)
+            if _esp_like(home) and (not self._is_system or self.mounts.is_mounted(home))
+        }
 
     def esps(self) -> tuple[str, ...]:
         """Those of the EFI system partition, and of others where there are several."""
-        there = [home for home in (*self.efis, *self.boots) if _esp_like(home) and self._may_be_mounted(home)]
-        kinds = {home: Partition.of(home).is_esp for home in there}
-        found = [home for home in there if kinds[home] or (kinds[home] is None and home in self.efis)]
+        kinds = {home: partition.is_esp for home, partition in self._partitions.items()}
+        found = [home for home, kind in kinds.items() if kind or (kind is None and home in self.efis)]
         # at /boot may be another partition for boot files, which has UKIs and no boot loader
         found += [
             home
-            for home in there
-            if kinds[home] is None and home in self.boots and (self.mounts.is_fat(home) or not found) and _has_loader(home)
+            for home, kind in kinds.items()
+            if kind is None and home in self.boots and (self.mounts.is_fat(home) or not found) and _has_loader(home)
         ]
         return tuple(found)
 
@@ -164,17 +168,16 @@ class _Homes:
         for one in dict.fromkeys(declared(self._tops[0], self._cmdline)) if self._is_system and places else ():
             if isinstance(one, Place):
                 yield one
-            elif not any(self.mounts.is_mounted(home) for home in self._at(one.place)):
+                continue
+            homes = self._at(one.place)
+            if not any(map(self.mounts.is_mounted, homes)):
                 reason = f"{one.said} has a file system for it, and none is mounted there"
-                yield from (Place(name, home, reason) for name, home in places if home in self._at(one.place)[-1:])
+                yield from (Place(name, home, reason) for name, home in places if home in homes[-1:])
         started = _efi_variable("LoaderDevicePartUUID") if self._cmdline is not None and "esp" not in known else None
-        uuids = {Partition.of(home).uuid for home in esps}
+        uuids = {self._partitions[home].uuid for home in esps}
         if started is not None and esps and None not in uuids and started.lower() not in uuids:
             reason = f"the system was started from the EFI system partition {started}, and that is at none of these places"
             yield Place("uki", paths.EFI, reason)
-
-    def _may_be_mounted(self, home: str) -> bool:
-        return not self._is_system or self.mounts.is_mounted(home)
 
     def _at(self, place: str) -> list[str]:
         homes = [os.path.join(top, place.lstrip("/")) for top in self._tops]
